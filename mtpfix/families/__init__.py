@@ -1,0 +1,146 @@
+"""MTP families: what their checkpoints call things, and which class of each engine loads them.
+
+The facts stand in one TOML file per family beside this module; `docs/knowledge.md` describes the form. Nothing here
+knows a family by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from mtpfix.facts import Table, covers, names_of, pick, read_table, read_text
+
+PACKAGE = __name__
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family file: `table` is the file as read, the other fields are what every engine shares."""
+
+    name: str
+    title: str
+    architectures: tuple[str, ...]
+    table: Mapping[str, Any]
+
+    def models(self, engine: str, role: str, architecture: str, version: str) -> list[Table]:
+        """Return the model blocks of an engine for a role and an architecture at a release: none or one."""
+        return [
+            block
+            for block in self.table.get(engine, ())
+            if block["role"] == role
+            and architecture in block.get("architectures", self.architectures)
+            and covers(block.get("versions", "*"), version)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The numbers a family's templates use: `layers` of the decoder (N), `mtp` layers (K), and the object they stand in.
+
+    `declared` is whether the configuration itself names the MTP layers, rather than the family's default.
+    """
+
+    layers: int
+    mtp: int
+    declared: bool
+    decoder: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+
+def load(name: str) -> Family:
+    """Load one family by its name; raises FileNotFoundError for an unknown one."""
+    return _load(name)
+
+
+@lru_cache(maxsize=64)
+def _load(name: str) -> Family:
+    table = read_table(PACKAGE, f"{name}.toml")
+    return Family(table["name"], table["title"], tuple(table["architectures"]), table)
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all families, sorted."""
+    return names_of(PACKAGE)
+
+
+def match(architecture: str | None) -> Family | None:
+    """Return the family of an architecture (`architectures[0]` of config.json), or None when no file knows it."""
+    if not architecture:
+        return None
+    quoted = f'"{architecture}"'
+    for name in names():
+        if quoted in read_text(PACKAGE, f"{name}.toml"):
+            family = load(name)
+            if architecture in family.architectures:
+                return family
+    return None
+
+
+def read_numbers(family: Family, config: Mapping[str, Any]) -> Numbers:
+    """Read the layer counts a family's templates need from a configuration; absent or malformed ones count as 0."""
+    decoder = config
+    for key in family.table.get("text", ()):
+        inner = config.get(key)
+        if isinstance(inner, Mapping):
+            decoder = inner
+            break
+    facts = family.table["numbers"]
+    layers = _number(facts["N"], decoder, config)
+    found = _number(facts["K"], decoder, config) if "K" in facts else None
+    if "K_length" in facts and found != 0:
+        pattern = _first(facts["K_length"], decoder, config)
+        found = (found or 1) * len(pattern) if isinstance(pattern, (str, list)) else found
+    default = facts.get("K_default", 0)
+    return Numbers(layers or 0, default if found is None else found, found is not None, decoder, config)
+
+
+def _first(keys: Sequence[str], *places: Mapping[str, Any]) -> object:
+    return next((place[key] for place in places for key in keys if place.get(key) is not None), None)
+
+
+def _number(keys: Sequence[str], *places: Mapping[str, Any]) -> int | None:
+    value = _first(keys, *places)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100_000 else None
+
+
+def fill(template: str, numbers: Numbers, index: int | None = None) -> str:
+    """Fill `{N}`, `{K}`, `{i}`, `{k}`, `{N+k}` and `{v}` in a template; other braces stay."""
+    filled = template.replace("{N}", str(numbers.layers)).replace("{K}", str(numbers.mtp))
+    if index is not None:
+        filled = filled.replace("{i}", str(index)).replace("{k}", str(index)).replace("{v}", str(index))
+        filled = filled.replace("{N+k}", str(numbers.layers + index))
+    return filled
+
+
+def branch_prefixes(family: Family, numbers: Numbers) -> tuple[str, ...]:
+    """Return the name prefixes, on disk, of the tensors that belong to the MTP branch."""
+    found: list[str] = []
+    for template in family.table["disk"]["branch"]:
+        if "{N+k}" in template or "{k}" in template:
+            found += [fill(template, numbers, index) for index in range(numbers.mtp)]
+        else:
+            found.append(fill(template, numbers))
+    return tuple(dict.fromkeys(found))
+
+
+def trailing_layers(family: Family, numbers: Numbers, modules: Sequence[str]) -> bool:
+    """Return whether any decoder layer at or beyond N is stored, whatever number of MTP layers is declared."""
+    patterns = [
+        re.compile(re.escape(template).replace(re.escape("{N+k}"), r"(\d+)"))
+        for template in family.table["disk"]["branch"]
+        if "{N+k}" in template
+    ]
+    return any(
+        (hit := pattern.match(module)) is not None and int(hit.group(1)) >= numbers.layers
+        for pattern in patterns
+        for module in modules
+    )
+
+
+def at(value: object, version: str) -> Any:
+    """Return a fact at a release (see `mtpfix.facts.pick`)."""
+    return pick(value, version)
