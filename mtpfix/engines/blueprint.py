@@ -1,0 +1,211 @@
+"""What an engine constructs for one model: its modules, the names it gives them, and where each lies on disk.
+
+Reads a family's model block for one release and the names that are stored; knows nothing of formats or lists.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtpfix.facts import Table, covers, pick
+from mtpfix.families import Family, Numbers, fill
+from mtpfix.model import EXPERT, Stored
+
+SLOTS = ("w1", "w3", "w13", "w2")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One name on disk that feeds a module; `slot` is w1, w3, w13 or w2 for experts, else the position in the module."""
+
+    module: str
+    slot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One module an engine constructs.
+
+    `places` are the names on disk it is fed from, stored or not; `prefix` is what the engine asks its lists,
+    `param` the parameter path its messages show; `index` the number of its layer.
+    """
+
+    name: str
+    layer: str
+    prefix: str
+    param: str
+    places: tuple[Place, ...]
+    never: bool
+    plain_for: tuple[str, ...]
+    shared: bool
+    optional: bool
+    required: bool
+    source: str
+    index: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """All modules of one model: `absent` are MTP layers of which nothing is stored, `claimed` every name on disk it uses."""
+
+    modules: tuple[Planned, ...]
+    absent: tuple[int, ...]
+    claimed: frozenset[str]
+
+
+@dataclass(slots=True)
+class Names:
+    """The stored modules by name, and every dotted beginning of a name, for a quick `is anything there`."""
+
+    stored: Mapping[str, Stored]
+    beginnings: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found: set[str] = set()
+        for name in self.stored:
+            while "." in name:
+                name = name.rpartition(".")[0]  # noqa: PLW2901 - walking up is the point
+                if name in found:
+                    break
+                found.add(name)
+        self.beginnings = frozenset(found)
+
+    def holds(self, beginning: str) -> bool:
+        """Return whether a module of this name, or any module below it, is stored."""
+        return not beginning or beginning in self.beginnings or beginning in self.stored
+
+    def numbers_at(self, template: str) -> list[int]:
+        """Return every number found on disk where a template says `{v}`, ascending."""
+        pattern = re.compile(re.escape(template).replace(re.escape("{v}"), r"(\d{1,6})"))
+        hits = (pattern.fullmatch(name) for name in (*self.beginnings, *self.stored))
+        return sorted({int(hit.group(1)) for hit in hits if hit})
+
+
+def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: str) -> Blueprint:
+    """Return the modules that a model block constructs at a release for what is stored."""
+    modules: list[Planned] = []
+    layers_seen: dict[int, bool] = {}
+    for group in block.get("group", ()):
+        if not covers(group.get("versions", "*"), version):
+            continue
+        alternatives = _list(group["disk"])
+        for index in _indices(alternatives, numbers, names):
+            roots = [fill(template, numbers, index) for template in alternatives]
+            root = next((root for root in roots if names.holds(root)), None)
+            if block["role"] == "draft" and any("k}" in template for template in alternatives):
+                layers_seen[index or 0] = layers_seen.get(index or 0, False) or root is not None
+            if root is None:
+                continue
+            modules += _modules(family, group, root, numbers, index, names, version)
+    absent = tuple(index for index, seen in layers_seen.items() if not seen)
+    claimed = frozenset(place.module for module in modules for place in module.places)
+    return Blueprint(tuple(modules), absent, claimed)
+
+
+def _list(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _indices(templates: Sequence[str], numbers: Numbers, names: Names) -> Iterable[int | None]:
+    if any("{v}" in template for template in templates):
+        return sorted({number for template in templates for number in names.numbers_at(fill(template, numbers))})
+    if any("{i}" in template for template in templates):
+        return range(numbers.layers)
+    if any("{k}" in template or "{N+k}" in template for template in templates):
+        return range(numbers.mtp)
+    return (None,)
+
+
+def _modules(
+    family: Family, group: Table, root: str, numbers: Numbers, index: int | None, names: Names, version: str
+) -> Iterator[Planned]:
+    prefix = fill(pick(group.get("prefix", root), version), numbers, index)
+    param = fill(pick(group.get("param", prefix), version), numbers, index)
+    for listing in group["modules"]:
+        for entry in family.table["modules"][listing]:
+            if not covers(entry.get("versions", "*"), version) or not _holds(entry.get("when"), numbers, index):
+                continue
+            places = _places(entry, root, names)
+            required = bool(entry.get("required")) or "when" in entry
+            if not required and not any(place.module in names.stored for place in places):
+                continue
+            name = entry["name"]
+            yield Planned(
+                name=name,
+                layer=entry["layer"],
+                prefix=_whole_name(entry, "prefix", prefix, name, numbers, index, version),
+                param=_whole_name(entry, "param", param, name, numbers, index, version),
+                places=places,
+                never=entry.get("quant") == "never",
+                plain_for=tuple(entry.get("plain_for", ())),
+                shared=bool(entry.get("shared")),
+                optional=bool(entry.get("optional")),
+                required=required,
+                source=str(entry.get("source", "")),
+                index=index,
+            )
+
+
+def _whole_name(
+    entry: Table, key: str, parent: str, name: str, numbers: Numbers, index: int | None, version: str
+) -> str:
+    given = pick(entry.get(key), version)
+    if given is not None:
+        return fill(given, numbers, index)
+    return _below(parent, name)
+
+
+def _below(parent: str, name: str) -> str:
+    return f"{parent}.{name}" if parent and name else parent or name
+
+
+def _places(entry: Table, root: str, names: Names) -> tuple[Place, ...]:
+    if entry["layer"] == "experts":
+        return tuple(_expert_places(entry, root, names))
+    parts = _list(entry.get("from", entry["name"]))
+    places = [Place(_below(root, part), str(position)) for position, part in enumerate(parts)]
+    if not any(place.module in names.stored for place in places):
+        whole = [_below(root, part) for part in _list(entry.get("also", ()))]
+        stored = [name for name in whole if name in names.stored]
+        if stored:
+            return (Place(stored[0], "whole"),)
+    return tuple(places)
+
+
+def _expert_places(entry: Table, root: str, names: Names) -> Iterator[Place]:
+    for slot in SLOTS:
+        options = [_below(root, option) for option in _list(entry.get(slot, ()))]
+        stored = [option for option in options if option in names.stored]
+        for module in stored or [option for option in options[:1] if slot != "w13"]:
+            yield Place(module, slot)
+
+
+def _holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
+    """Return whether a module's `when` holds for one layer; see docs/knowledge.md for the closed set of conditions."""
+    if condition is None:
+        return True
+    value: Any = numbers.decoder.get(condition["key"])
+    if "set" in condition:
+        return (value is not None) is condition["set"]
+    if "layer" in condition:
+        if not isinstance(value, int) or index is None:
+            return condition["layer"] == "below"
+        return index >= value if condition["layer"] == "at_least" else index < value
+    expected = condition.get("equals", condition.get("char"))
+    if isinstance(value, (list, str)):
+        return index is not None and index < len(value) and bool(value[index] == expected)
+    return bool(value == expected)
+
+
+def full_names(stored: Stored) -> Iterator[tuple[str, str]]:
+    """Yield (suffix, name of the first tensor) of a stored module, the expert number filled in."""
+    for suffix, part in stored.parts.items():
+        yield suffix, part.order[1]
+
+
+def without_expert(module: str) -> str:
+    """Return a module's name without the place of its expert number: `experts.{}.up_proj` becomes `experts.up_proj`."""
+    return module.replace(f"{EXPERT}.", "")
