@@ -1,6 +1,6 @@
 """The words of the domain: what a checkpoint holds, what an engine builds, and what follows from the two.
 
-Only types live here. They are frozen, they know nothing of files, and they import the standard library alone.
+Only types live here. They are frozen, know nothing of files, and import the standard library and our errors alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
+
+from mtpfix.errors import EXIT_FINDINGS, EXIT_NOTHING, EXIT_OK, EXIT_UNABLE, FindingsError, MtpfixError
 
 Role = Literal["target", "draft"]
 """The main model, or the MTP branch that drafts for it."""
@@ -56,6 +58,11 @@ class Severity(StrEnum):
     ERROR = "error"
     WARNING = "warning"
     NOTE = "note"
+
+    def reaches(self, level: Severity) -> bool:
+        """Return whether this hurts at least as much as `level`."""
+        order = list(Severity)
+        return order.index(self) <= order.index(level)
 
 
 class Confidence(StrEnum):
@@ -297,7 +304,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelPrediction:
-    """What one engine release does with the target or the draft; `events` in loading order, `error` the first raised."""
+    """What an engine release does with the target or the draft: `events` in loading order, `error` the first raised."""
 
     role: Role
     verdict: Verdict
@@ -326,7 +333,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One change to a checkpoint: `action` is a verb of the closed set in `fix/`, `file` and `value` say what it touches."""
+    """One change to a checkpoint: `action` is a verb of the closed set in `fix/`, on a `file`, with a `value`."""
 
     action: str
     file: str
@@ -335,7 +342,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Fix:
-    """A repair: what it is called, whether it can be applied without asking, its operations, and the bytes it writes."""
+    """A repair: its title, whether it can be applied without asking, its operations, and the bytes it writes."""
 
     title: str
     safe: bool
@@ -383,11 +390,15 @@ class EngineReport:
 
 @dataclass(frozen=True, slots=True)
 class MtpSummary:
-    """The MTP branch: layers the configuration declares, whether any of its tensors is there, and how many."""
+    """The MTP branch: layers the configuration declares, whether any of its tensors is there, and how many.
+
+    `prefixes` say how the names of its tensors begin on disk.
+    """
 
     declared: int
     present: bool
     tensors: int
+    prefixes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,3 +414,35 @@ class Report:
     findings: tuple[Finding, ...]
     complete: bool
     notes: Sequence[str] = ()
+
+    @property
+    def judged(self) -> bool:
+        """Whether at least one engine release could be predicted."""
+        return any(
+            model.verdict is not Verdict.UNKNOWN
+            for row in self.engines
+            for model in (row.prediction.target, row.prediction.draft)
+        )
+
+    def exit_code(self, level: Severity | None = Severity.ERROR) -> int:
+        """Return 2 if anything stayed unread, 1 for a finding that reaches `level`, 3 if nothing was judged, else 0."""
+        if not self.complete or self.checkpoint.unread:
+            return EXIT_UNABLE
+        if level is not None and any(finding.severity.reaches(level) for finding in self.findings):
+            return EXIT_FINDINGS
+        return EXIT_OK if self.judged else EXIT_NOTHING
+
+    def raise_if_failed(self, level: Severity | Literal["error", "warning", "note"] = Severity.ERROR) -> None:
+        """Raise FindingsError for a finding that reaches `level`, MtpfixError when anything stayed unread."""
+        code = self.exit_code(Severity(level))
+        if code == EXIT_UNABLE:
+            unread = ", ".join(self.checkpoint.unread[:5]) or "some files"
+            raise MtpfixError(f"the scan is incomplete: {unread} could not be read", "repair or download them again")
+        if code == EXIT_FINDINGS:
+            failing = [finding for finding in self.findings if finding.severity.reaches(Severity(level))]
+            first = failing[0]
+            more = f" and {len(failing) - 1} more" if len(failing) > 1 else ""
+            raise FindingsError(
+                f"{self.checkpoint.ref}: {first.rule} {first.name} at {first.module}: {first.message}{more}",
+                "run `mtpfix scan` on it to see every finding and its repair",
+            )
