@@ -1,0 +1,297 @@
+"""What happens while an engine copies stored tensors into the parameters it built, tensor by tensor.
+
+Reads shapes and dtypes only. Each event says which tensor, what the engine does, and the text it prints; events carry
+the engine's own loading order, so that the first that raises is the one a user sees.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mtpfix.engines.blueprint import Place, Planned
+from mtpfix.engines.parameters import PLAIN_DTYPES, Parameter, parameters_of, shape_of
+from mtpfix.facts import Table
+from mtpfix.model import EXPERT, Dialect, Event, Format, Outcome, Part, Stored
+
+CONSTRUCT, LOAD, COMPLETE, AFTER = range(4)
+"""Phases of loading, in order: constructing the model, copying tensors, counting what came, post-load checks."""
+
+Kind = Literal[
+    "same",
+    "plain-into-quantized",
+    "quantized-into-plain",
+    "other-format",
+    "scale-missing",
+    "scale-shape",
+    "unknown-tensor",
+    "weight-missing",
+    "layer-absent",
+    "array-short",
+    "fused-partly-listed",
+    "declaration-refused",
+]
+"""Causes of events: a closed vocabulary that the rules read."""
+
+CACHE_SCALES = frozenset({"k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "k_zero_point", "v_zero_point"})
+NVFP4 = (Format.NVFP4, Format.NVFP4_A16)
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """The facts of one model's loader at one release: tables as in docs/knowledge.md, already picked for the release."""
+
+    model_class: str
+    unknown: Table
+    unknown_experts: Table
+    incomplete: Table
+    absent: Table
+    mismatch: Sequence[Table]
+    experts_infix: str
+    never_loaded: Table | None
+    takes: tuple[re.Pattern[str], ...]
+    skips: tuple[re.Pattern[str], ...]
+
+    def looks_at(self, name: str) -> bool:
+        """Return whether this loader looks at a tensor of this name, rather than dropping it without a word."""
+        if any(pattern.search(name) for pattern in self.skips):
+            return False
+        return not self.takes or any(pattern.search(name) for pattern in self.takes)
+
+
+def shard_key(shard: str) -> str:
+    """Return a sort key that orders shard names as vLLM's natural sort does."""
+    return re.sub(r"\d+", lambda digits: digits.group().zfill(12), shard)
+
+
+def kind_of(stored: Stored, built: Format, dialect: Dialect) -> Kind:
+    """Return how a stored module relates to what the engine builds for it."""
+    if stored.format.plain:
+        return "same" if built.plain else "plain-into-quantized"
+    if built.plain:
+        return "quantized-into-plain"
+    if stored.format in NVFP4 and built in NVFP4 and stored.dialect == dialect:
+        return "same"
+    if stored.format == built and (stored.dialect == dialect or Dialect.OTHER in (stored.dialect, dialect)):
+        return "same"
+    return "other-format"
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A planned module with the format the engine builds it in; `because` cites why, `position` orders construction."""
+
+    planned: Planned
+    built: Format
+    dialect: Dialect
+    because: tuple[str, ...]
+    position: int
+
+
+def load_module(module: Module, stored: Mapping[str, Stored], loader: Loader) -> Iterator[Event]:
+    """Yield what happens to one module: mismatches and unknown tensors while loading, then what stayed unwritten."""
+    planned = module.planned
+    table = parameters_of(module.built, module.dialect)
+    written: dict[str, int] = {}
+    present = [(place, stored[place.module]) for place in planned.places if place.module in stored]
+    for place, item in present:
+        kind = kind_of(item, module.built, module.dialect)
+        for suffix, part in item.parts.items():
+            if suffix in CACHE_SCALES:
+                continue
+            if planned.layer == "norm":
+                written[suffix] = written.get(suffix, 0) + 1
+                continue
+            parameter = table.get(suffix) or (table.get("weight") if suffix == "" else None)
+            if parameter is None:
+                yield from _unknown(module, place, suffix, part, kind, loader)
+                continue
+            written[suffix or "weight"] = written.get(suffix or "weight", 0) + 1
+            yield from _copy(module, place, item, suffix, part, parameter, kind, loader)
+    yield from _unwritten(module, stored, present, table, written, loader)
+
+
+def _unknown(
+    module: Module, place: Place, suffix: str, part: Part, kind: Kind, loader: Loader
+) -> Iterator[Event]:
+    planned = module.planned
+    experts = planned.layer == "experts"
+    fact = loader.unknown_experts if experts else loader.unknown
+    if suffix == "bias" or suffix in fact.get("except", ()) or any(suffix.endswith(end.lstrip(".")) for end in fact.get("except", ())):
+        return
+    name = parameter_name(planned, place, suffix, loader)
+    yield refuse(
+        fact,
+        name,
+        loader,
+        kind="unknown-tensor" if kind == "same" else kind,
+        module=place.module,
+        tensor=part.order[1],
+        order=(LOAD, shard_key(part.order[0]), part.order[1]),
+        because=module.because,
+        count=len(part.experts) if part.experts else 1,
+    )
+
+
+def refuse(
+    fact: Table,
+    name: str,
+    loader: Loader,
+    *,
+    kind: Kind,
+    module: str,
+    tensor: str,
+    order: tuple[int, str, str],
+    because: Iterable[str],
+    count: int = 1,
+) -> Event:
+    """Return the event of a tensor that names no parameter, as the loader's `unknown` fact has it."""
+    name = name.removeprefix(fact.get("strip", ""))
+    does = fact.get("does", "skip")
+    sources = tuple(dict.fromkeys((*because, *([fact["source"]] if fact.get("source") else []))))
+    if does == "skip":
+        return Event(kind, Outcome.SILENT, module, tensor, "", _fill(fact.get("text", ""), name=name), sources, order, count)
+    text = _fill(fact.get("text", "'{name}'" if does == "KeyError" else ""), name=name, **{"class": loader.model_class})
+    return Event(kind, Outcome.CRASH, module, tensor, does, text, sources, order, count)
+
+
+def parameter_name(planned: Planned, place: Place, suffix: str, loader: Loader) -> str:
+    """Return the parameter path an engine's message shows for one tensor of a module."""
+    if planned.layer == "experts":
+        side = "w2" if place.slot == "w2" else "w13"
+        return f"{planned.param}.{loader.experts_infix}{side}_{suffix or 'weight'}"
+    return f"{planned.param}.{suffix}" if suffix else planned.param
+
+
+def _copy(
+    module: Module, place: Place, item: Stored, suffix: str, part: Part, parameter: Parameter, kind: Kind, loader: Loader
+) -> Iterator[Event]:
+    rows, columns = item.shape[-2:] if len(item.shape) >= 2 else (item.shape[0] if item.shape else 1, 1)  # noqa: PLR2004
+    expected = shape_of(parameter, rows, columns)
+    actual = part.shape[-2:] if len(part.shape) > 2 else part.shape  # noqa: PLR2004
+    relation = _relation(expected, actual, part.dtype, parameter)
+    if relation == "same":
+        return
+    row = _mismatch(module.planned.layer, place.slot, relation, loader)
+    if row is None or row["does"] == "ok":
+        return
+    words = {
+        "built": list(expected or ()),
+        "stored": list(actual),
+        "built_last": (expected or (1,))[-1],
+        "stored_last": (actual or (1,))[-1],
+        "name": parameter_name(module.planned, place, suffix, loader),
+    }
+    crash = row["does"] == "crash"
+    yield Event(
+        kind="scale-shape" if kind == "same" else kind,
+        outcome=Outcome.CRASH if crash else Outcome.SILENT,
+        module=place.module,
+        tensor=part.order[1],
+        error=row.get("error", "") if crash else "",
+        text=_fill(row.get("text", ""), **words) if crash else "",
+        because=tuple(dict.fromkeys((*module.because, *([row["source"]] if row.get("source") else [])))),
+        order=(LOAD, shard_key(part.order[0]), part.order[1]),
+        count=len(part.experts) if part.experts else 1,
+    )
+
+
+def _relation(expected: tuple[int, ...] | None, actual: tuple[int, ...], dtype: str, parameter: Parameter) -> str:
+    if expected is None:
+        return "same"
+    if _elements(expected) == _elements(actual) == 1 or (expected and _squeeze(expected) == _squeeze(actual)):
+        compatible = dtype in parameter.dtypes or (dtype in PLAIN_DTYPES and parameter.dtypes[0] in PLAIN_DTYPES)
+        return "same" if compatible else "dtype"
+    if len(expected) == len(actual) and expected[:-1] == actual[:-1]:
+        return "wider" if actual[-1] > expected[-1] else "narrower"
+    return "shape"
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
+def _mismatch(layer: str, slot: str, relation: str, loader: Loader) -> Table | None:
+    if layer == "experts":
+        layer = "experts_w2" if slot == "w2" else "experts_w13"
+    return next(
+        (row for row in loader.mismatch if layer in _names(row["layer"]) and relation in _names(row["stored"])),
+        None,
+    )
+
+
+def _names(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _unwritten(
+    module: Module,
+    stored: Mapping[str, Stored],
+    present: Sequence[tuple[Place, Stored]],
+    table: Mapping[str, Parameter],
+    written: Mapping[str, int],
+    loader: Loader,
+) -> Iterator[Event]:
+    planned = module.planned
+    order = (COMPLETE, f"{module.position:08d}", "")
+    missing = [place for place in planned.places if place.module not in stored]
+    if missing and not planned.optional and not planned.shared:
+        for place in missing:
+            yield _silent("weight-missing", place.module, place.module, module, order)
+    if planned.layer == "norm":
+        return
+    for place, item in present:
+        kind = kind_of(item, module.built, module.dialect)
+        lacking = [suffix for suffix, parameter in table.items() if parameter.needed and not _has(item, suffix)]
+        if lacking:
+            yield _silent(
+                "scale-missing" if kind == "same" else kind, place.module, f"{place.module}.{lacking[0]}", module, order
+            )
+        elif kind == "same" and item.experts:
+            holes = [name for name, part in item.parts.items() if part.experts is not None and part.experts != item.experts]
+            if holes:
+                yield _silent("scale-missing", place.module, f"{place.module}.{holes[0]}", module, order)
+    scales = "weight_scale"
+    if (
+        loader.never_loaded is not None
+        and module.built in NVFP4
+        and module.dialect == Dialect.MODELOPT
+        and planned.layer in ("column", "merged", "qkv", "row", "replicated", "head")
+        and written.get(scales, 0) < len(planned.places)
+    ):
+        fact = loader.never_loaded
+        first = next((item for _, item in present), None)
+        kind = kind_of(first, module.built, module.dialect) if first is not None else "weight-missing"
+        yield Event(
+            kind="scale-missing" if kind == "same" else kind,
+            outcome=Outcome.CRASH,
+            module=planned.places[0].module if planned.places else planned.prefix,
+            tensor="",
+            error=fact["does"],
+            text=_fill(fact["text"], name=planned.prefix),
+            because=(*module.because, fact.get("source", "")),
+            order=(AFTER, f"{module.position:08d}", ""),
+        )
+
+
+def _has(item: Stored, suffix: str) -> bool:
+    return suffix in item.parts or (suffix == "weight" and "" in item.parts)
+
+
+def _silent(kind: Kind, name: str, tensor: str, module: Module, order: tuple[int, str, str]) -> Event:
+    return Event(kind, Outcome.SILENT, name, tensor.replace(EXPERT, "0"), "", "", module.because, order)
+
+
+def _fill(text: str, **words: Any) -> str:
+    for word, value in words.items():
+        text = text.replace("{" + word + "}", str(value))
+    return text

@@ -1,0 +1,319 @@
+"""Predict what one engine release does with a checkpoint: what it builds, what it loads, and where it breaks.
+
+Pure: reads the knowledge files and the checkpoint's description, touches no file and runs no engine. Where the
+knowledge ends the verdict is `unknown`, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mtpfix.checkpoint.stored import stored_modules
+from mtpfix.engines import Engine, load
+from mtpfix.engines.blueprint import Blueprint, Names, draw, full_names
+from mtpfix.engines.decide import Decider, Lists, prepare_lists
+from mtpfix.engines.loading import AFTER, CONSTRUCT, COMPLETE, LOAD, Loader, Module, load_module, refuse, shard_key
+from mtpfix.engines.resolve import Resolved, resolve
+from mtpfix.facts import Table, covers, pick
+from mtpfix.families import Family, Numbers, branch_prefixes, fill, match, read_numbers
+from mtpfix.model import (
+    Built,
+    Checkpoint,
+    Declaration,
+    Event,
+    ModelPrediction,
+    MtpSummary,
+    Outcome,
+    Prediction,
+    Role,
+    Stored,
+    Verdict,
+)
+
+SILENT: Table = {"does": "silent"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint with everything that every engine release looks at, computed once."""
+
+    checkpoint: Checkpoint
+
+    @cached_property
+    def architecture(self) -> str | None:
+        """Return `architectures[0]` of the configuration."""
+        names = self.checkpoint.config.get("architectures")
+        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+
+    @cached_property
+    def family(self) -> Family | None:
+        """Return the family that knows the architecture."""
+        return match(self.architecture)
+
+    @cached_property
+    def stored(self) -> Mapping[str, Stored]:
+        """Return the stored modules by name."""
+        return stored_modules(self.checkpoint.tensors)
+
+    @cached_property
+    def names(self) -> Names:
+        """Return the index of stored names."""
+        return Names(self.stored)
+
+    @cached_property
+    def numbers(self) -> Numbers | None:
+        """Return the layer counts, where the family is known."""
+        return read_numbers(self.family, self.checkpoint.config) if self.family else None
+
+    @cached_property
+    def mtp(self) -> MtpSummary:
+        """Return what is declared and stored of the MTP branch."""
+        if self.family is None or self.numbers is None:
+            return MtpSummary(0, present=False, tensors=0)
+        prefixes = branch_prefixes(self.family, self.numbers)
+        count = sum(tensor.count for tensor in self.checkpoint.tensors if tensor.name.startswith(prefixes))
+        return MtpSummary(self.numbers.mtp if self.numbers.declared else 0, present=count > 0, tensors=count)
+
+    def in_branch(self, module: str) -> bool:
+        """Return whether a module, by its name on disk, belongs to the MTP branch."""
+        return self.family is not None and self.numbers is not None and module.startswith(self._branch)
+
+    @cached_property
+    def _branch(self) -> tuple[str, ...]:
+        return branch_prefixes(self.family, self.numbers) if self.family and self.numbers else ()
+
+
+def predict(
+    checkpoint: Checkpoint | Subject,
+    engine: str | Engine,
+    version: str,
+    declarations: Sequence[Declaration] | None = None,
+) -> Prediction:
+    """Predict one release; `declarations`, where given, stand in for the checkpoint's own (to try a repair)."""
+    subject = checkpoint if isinstance(checkpoint, Subject) else Subject(checkpoint)
+    known = engine if isinstance(engine, Engine) else load(engine)
+    blocks = tuple(subject.checkpoint.declarations if declarations is None else declarations)
+    resolved = resolve(blocks, known, version)
+    target, lists = _predict_role(subject, known, version, resolved, "target", None)
+    draft, _ = _predict_role(subject, known, version, resolved, "draft", lists)
+    return Prediction(
+        engine=known.name,
+        version=version,
+        confidence=known.confidence(version),
+        target=target,
+        draft=draft,
+        method=resolved.method,
+        deciding=resolved.declaration,
+    )
+
+
+def knowledge_key(subject: Subject, engine: Engine, version: str) -> str:
+    """Return a text that is equal for two releases exactly when all facts that a prediction reads are equal."""
+    family, architecture = subject.family, subject.architecture or ""
+    parts: list[object] = [{name: pick(value, version) for name, value in engine.table["facts"].items()}]
+    parts.append([row for row in engine.table.get("mismatch", ()) if covers(row["versions"], version)])
+    if family is not None:
+        blocks = family.models(engine.name, "target", architecture, version)
+        blocks += family.models(engine.name, "draft", architecture, version)
+        parts.append([_picked(block, version) for block in blocks])
+        parts.append(_picked(family.table.get("modules", {}), version))
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def _picked(value: object, version: str) -> object:
+    """Return a value with every ranged fact picked and every entry of another release dropped."""
+    if isinstance(value, dict):
+        return {key: _picked(pick(below, version) if key != "versions" else "", version) for key, below in value.items()}
+    if isinstance(value, list):
+        return [
+            _picked(below, version)
+            for below in value
+            if not isinstance(below, dict) or covers(below.get("versions", "*"), version)
+        ]
+    return value
+
+
+def _unpredicted(role: Role, reason: str, verdict: Verdict = Verdict.UNKNOWN) -> ModelPrediction:
+    return ModelPrediction(role, verdict, None, None, (), (), reason)
+
+
+def _predict_role(
+    subject: Subject, engine: Engine, version: str, resolved: Resolved, role: Role, target_lists: Lists | None
+) -> tuple[ModelPrediction, Lists | None]:
+    family, numbers = subject.family, subject.numbers
+    if family is None or numbers is None:
+        return _unpredicted(role, f"no family file knows the architecture {subject.architecture}"), None
+    if role == "draft" and numbers.mtp == 0:
+        return _unpredicted(role, "no MTP layer is declared", Verdict.ABSENT), None
+    blocks = family.models(engine.name, role, subject.architecture or "", version)
+    if not blocks:
+        return _unpredicted(role, f"{engine.title} {version} has no class for {subject.architecture}"), None
+    block = blocks[0]
+    if resolved.error is not None:
+        error, text = resolved.error
+        order = (CONSTRUCT, "", "")
+        event = Event("declaration-refused", Outcome.CRASH, "", "", error, text, resolved.because, order)
+        return _verdict(role, (), [event]), None
+    if not resolved.simulated:
+        return _unpredicted(role, f"the quantization method {resolved.method} is not predicted"), None
+    lists = _lists(family, block, engine, version, resolved, target_lists)
+    decider = Decider(lists, engine, version, _packed(family, block, subject, engine, version))
+    return _simulate(subject, engine, version, block, decider, role, resolved), lists
+
+
+def _lists(
+    family: Family, block: Table, engine: Engine, version: str, resolved: Resolved, target_lists: Lists | None
+) -> Lists:
+    own = block["role"] == "target" or pick(block.get("lists", "shared"), version) == "own"
+    lists = prepare_lists(resolved, engine, version) if own or target_lists is None else target_lists
+    for name in pick(block.get("mappers", ()), version) or ():
+        lists = lists.mapped(family.table["mappers"][name])
+    return lists
+
+
+def _packed(family: Family, block: Table, subject: Subject, engine: Engine, version: str) -> Mapping[str, Sequence[str]]:
+    packed: Any = pick(block.get("packed", {}), version)
+    if packed == "target":
+        targets = family.models(engine.name, "target", subject.architecture or "", version)
+        packed = pick(targets[0].get("packed", {}), version) if targets else {}
+    if isinstance(packed, dict):
+        return {name: parts for name, parts in packed.items() if isinstance(parts, list)}
+    return {}
+
+
+def _loader(block: Table, engine: Engine, version: str, numbers: Numbers) -> Loader:
+    unknown = pick(block.get("unknown", {"does": "skip"}), version)
+    return Loader(
+        model_class=str(pick(block["class"], version)),
+        unknown=unknown,
+        unknown_experts=pick(block.get("unknown_experts", unknown), version),
+        incomplete=pick(block.get("incomplete", SILENT), version),
+        absent=pick(block.get("absent", SILENT), version),
+        mismatch=[row for row in engine.table.get("mismatch", ()) if covers(row["versions"], version)],
+        experts_infix=engine.fact("experts_infix", version)[0] or "",
+        never_loaded=engine.fact("scale_never_loaded", version)[0] or None,
+        takes=tuple(_patterns(block, "takes", version, numbers)),
+        skips=tuple(_patterns(block, "skips", version, numbers)),
+    )
+
+
+def _patterns(block: Table, key: str, version: str, numbers: Numbers) -> Iterator[re.Pattern[str]]:
+    for template in pick(block.get(key, ()), version) or ():
+        if "{N+k}" in template or "{k}" in template:
+            for index in range(numbers.mtp):
+                yield re.compile(fill(template, numbers, index))
+        else:
+            yield re.compile(fill(template, numbers))
+
+
+def _simulate(
+    subject: Subject, engine: Engine, version: str, block: Table, decider: Decider, role: Role, resolved: Resolved
+) -> ModelPrediction:
+    family, numbers = subject.family, subject.numbers
+    if family is None or numbers is None:
+        return _unpredicted(role, "no family file knows this architecture")
+    loader = _loader(block, engine, version, numbers)
+    blueprint = draw(family, block, numbers, subject.names, version)
+    events: list[Event] = list(_short_arrays(block, numbers, version))
+    built: list[Built] = []
+    for position, planned in enumerate(blueprint.modules):
+        plain = planned.never or (resolved.method or "") in planned.plain_for
+        decision = decider.decide(planned.prefix, planned.layer, plain=plain)
+        because = tuple(dict.fromkeys(source for source in (*decision.because, planned.source) if source))
+        names = tuple(dict.fromkeys(place.module for place in planned.places))
+        if decision.error is not None:
+            error, text = decision.error
+            order = (CONSTRUCT, f"{position:08d}", "")
+            first = names[0] if names else planned.prefix
+            events.append(Event("fused-partly-listed", Outcome.CRASH, first, "", error, text, because, order))
+        if planned.layer != "norm":
+            built.append(Built(names, planned.prefix, planned.layer, decision.format, because, decision.entry))
+        events += load_module(
+            Module(planned, decision.format, decision.dialect, because, position), subject.stored, loader
+        )
+    events += _leftovers(subject, blueprint, loader, role)
+    events += _absent_layers(blueprint, loader, numbers)
+    events += _incomplete(events, loader)
+    return _verdict(role, tuple(built), events)
+
+
+def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Event]:
+    for fact in block.get("arrays", ()):
+        if not covers(fact.get("versions", "*"), version):
+            continue
+        needed = numbers.layers + (numbers.mtp if fact["length"] == "N+K" else 0)
+        for key in fact["keys"]:
+            value = numbers.decoder.get(key)
+            if isinstance(value, (list, str)) and len(value) < needed:
+                text = str(fact["text"]).replace("{key}", key)
+                because = (str(fact.get("source", "")),)
+                yield Event("array-short", Outcome.CRASH, key, "", fact["does"], text, because, (CONSTRUCT, "", key))
+                break
+
+
+def _leftovers(subject: Subject, blueprint: Blueprint, loader: Loader, role: Role) -> Iterator[Event]:
+    """Yield what the loader does with tensors of modules that it does not construct."""
+    for module, item in subject.stored.items():
+        if module in blueprint.claimed:
+            continue
+        for suffix, name in full_names(item):
+            if not loader.looks_at(name) or (role == "target" and subject.in_branch(module)):
+                continue
+            if suffix == "bias" or any(name.endswith(end) for end in loader.unknown.get("except", ())):
+                continue
+            part = item.parts[suffix]
+            order = (LOAD, shard_key(part.order[0]), name)
+            yield refuse(
+                loader.unknown, name, loader, kind="unknown-tensor", module=module, tensor=name, order=order, because=()
+            )
+            break
+
+
+def _absent_layers(blueprint: Blueprint, loader: Loader, numbers: Numbers) -> Iterator[Event]:
+    for index in blueprint.absent:
+        fact = loader.absent
+        layer = numbers.layers + index
+        because = tuple(filter(None, (fact.get("source"),)))
+        crash = fact["does"] != "silent"
+        yield Event(
+            "layer-absent",
+            Outcome.CRASH if crash else Outcome.SILENT,
+            f"layer {layer}",
+            "",
+            fact["does"] if crash else "",
+            str(fact.get("text", "")).replace("{layer}", str(layer)) if crash else "",
+            because,
+            (COMPLETE, f"{index:08d}", ""),
+        )
+
+
+def _incomplete(events: Sequence[Event], loader: Loader) -> Iterator[Event]:
+    fact = loader.incomplete
+    if fact["does"] == "silent":
+        return
+    first = next(
+        (event for event in events if event.outcome is Outcome.SILENT and event.order[0] == COMPLETE),
+        None,
+    )
+    if first is not None:
+        text = str(fact.get("text", "")).replace("{name}", first.tensor or first.module)
+        because = (*first.because, fact.get("source", ""))
+        yield Event(first.kind, Outcome.CRASH, first.module, "", fact["does"], text, because, (COMPLETE, "~", ""))
+
+
+def _verdict(role: Role, built: tuple[Built, ...], events: Sequence[Event]) -> ModelPrediction:
+    ordered = tuple(sorted(events, key=lambda event: event.order))
+    crash = next((event for event in ordered if event.outcome is Outcome.CRASH), None)
+    if crash is not None:
+        error = f"{crash.error}: {crash.text}" if crash.text else crash.error
+        return ModelPrediction(role, Verdict.FAILS, error, crash.tensor or None, built, ordered)
+    silent = any(event.outcome is Outcome.SILENT for event in ordered)
+    return ModelPrediction(role, Verdict.SILENT if silent else Verdict.LOADS, None, None, built, ordered)
+
+
+__all__ = ["AFTER", "Subject", "knowledge_key", "predict"]
