@@ -1,0 +1,117 @@
+"""The verdict in a sentence: what a person wants to know before any detail, in the words of a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from packaging.version import InvalidVersion, Version
+
+from mtpfix.model import Declaration, EngineReport, Outcome, Report, Severity, Verdict
+
+MODEL_SAYS: Mapping[Verdict, str] = {
+    Verdict.LOADS: "loads",
+    Verdict.FAILS: "fails to load",
+    Verdict.SILENT: "loads with wrong or missing weights",
+    Verdict.ABSENT: "is not there",
+    Verdict.UNKNOWN: "is not predicted",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One part of the verdict; `outcome` is how bad it is, None where nothing can be said."""
+
+    text: str
+    outcome: Outcome | None
+
+
+def counts(report: Report) -> dict[Severity, int]:
+    """Return how many findings there are of each severity."""
+    return {severity: sum(finding.severity is severity for finding in report.findings) for severity in Severity}
+
+
+def releases_ascending(report: Report) -> list[EngineReport]:
+    """Return the engine rows by engine and release, ascending."""
+    return sorted(report.engines, key=_release)
+
+
+def deciding(report: Report) -> Declaration | None:
+    """Return the quantization block that the newest release obeys, or the first declared where no release was asked."""
+    for row in reversed(releases_ascending(report)):
+        if row.prediction.deciding is not None:
+            return row.prediction.deciding
+    return report.checkpoint.declarations[0] if report.checkpoint.declarations else None
+
+
+def _release(row: EngineReport) -> tuple[str, Version, str]:
+    try:
+        return row.prediction.engine, Version(row.prediction.version), row.range
+    except InvalidVersion:
+        return row.prediction.engine, Version("0"), row.range
+
+
+def verdict_text(report: Report) -> str:
+    """Return the verdict as one line of sentences."""
+    return " ".join(clause.text for clause in verdict_clauses(report))
+
+
+def verdict_clauses(report: Report) -> list[Clause]:
+    """Return the verdict: first what the MTP branch is, then what each run of releases does, the newest first."""
+    clauses = [_incomplete(report)] if report.checkpoint.unread or not report.complete else []
+    clauses.append(_branch(report))
+    alike: dict[tuple[str, Verdict, Verdict], list[str]] = {}
+    for row in reversed(releases_ascending(report)):
+        prediction = row.prediction
+        key = (prediction.engine, prediction.target.verdict, prediction.draft.verdict)
+        alike.setdefault(key, []).append(row.range)
+    clauses += [_engine(engine, target, draft, ranges) for (engine, target, draft), ranges in alike.items()]
+    return clauses
+
+
+def _incomplete(report: Report) -> Clause:
+    count = len(report.checkpoint.unread)
+    what = f"{count:,} {'file' if count == 1 else 'files'} could not be read" if count else "not everything was read"
+    return Clause(f"INCOMPLETE: {what}.", Outcome.CRASH)
+
+
+def _branch(report: Report) -> Clause:
+    mtp = report.mtp
+    if report.family is None:
+        known = f"the architecture {report.architecture} is" if report.architecture else "no architecture is"
+        unknown = "not one that mtpfix knows" if report.architecture else "named in config.json"
+        return Clause(f"MTP branch: unknown, {known} {unknown}.", None)
+    layers = f"{mtp.declared:,} {'layer' if mtp.declared == 1 else 'layers'}"
+    if mtp.present:
+        tensors = f"{mtp.tensors:,} {'tensor' if mtp.tensors == 1 else 'tensors'}"
+        declared = layers if mtp.declared else "no layer count in config.json"
+        return Clause(f"MTP branch: present, {', '.join((declared, tensors, *_formats(report)))}.", Outcome.OK)
+    if mtp.declared:
+        return Clause(f"MTP branch: missing, {layers} declared and none of its tensors stored.", Outcome.CRASH)
+    return Clause("MTP branch: none declared, none stored.", None)
+
+
+def _formats(report: Report) -> list[str]:
+    """Return the formats of the branch's matrices in one phrase, that of the most bytes first."""
+    inside = {name for row in report.engines for built in row.prediction.draft.built for name in built.modules}
+    prefixes = report.mtp.prefixes
+    sizes: dict[str, int] = {}
+    for name, stored in report.stored.items():
+        if (name.startswith(prefixes) if prefixes else name in inside) and len(stored.shape) > 1:
+            label = stored.format.value.upper()
+            sizes[label] = sizes.get(label, 0) + stored.bytes
+    return [" + ".join(sorted(sizes, key=lambda label: (-sizes[label], label)))] if sizes else []
+
+
+def _engine(engine: str, target: Verdict, draft: Verdict, ranges: list[str]) -> Clause:
+    releases = ", ".join([ranges[0], *(text.removeprefix(f"{engine} ") for text in ranges[1:])])
+    says = f"main model {MODEL_SAYS[target]}, "
+    says += "no MTP draft" if draft is Verdict.ABSENT else f"MTP draft {MODEL_SAYS[draft]}"
+    worst = {target, draft}
+    if Verdict.FAILS in worst:
+        outcome: Outcome | None = Outcome.CRASH
+    elif Verdict.SILENT in worst:
+        outcome = Outcome.SILENT
+    else:
+        outcome = None if Verdict.UNKNOWN in worst else Outcome.OK
+    return Clause(f"{releases}: {says}.", outcome)
