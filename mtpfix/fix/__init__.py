@@ -1,0 +1,1 @@
+"""From findings to repairs. Today it offers them; it writes nothing."""

@@ -1,0 +1,29 @@
+"""Rules: (stored, built) to findings. One rule is one function, and its docstring is its documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mtpfix.model import Finding, Severity
+from mtpfix.rules import branch, formats, layout, lists, scales
+from mtpfix.rules.context import Context
+from mtpfix.rules.registry import Rule, find, registered
+
+MODULES = (branch, formats, scales, lists, layout)
+"""The files that hold rules; importing them registers their rules."""
+
+_SEVERITIES = list(Severity)
+
+
+def run(context: Context) -> tuple[Finding, ...]:
+    """Run every rule over a checkpoint: the findings, gravest first, each group by code."""
+    found = [finding for rule in registered().values() for finding in rule.judge(context, rule)]
+    return tuple(sorted(found, key=lambda finding: (_SEVERITIES.index(finding.severity), finding.rule, finding.module)))
+
+
+def all_rules() -> Sequence[Rule]:
+    """Return every rule, by code."""
+    return tuple(registered().values())
+
+
+__all__ = ["MODULES", "Context", "Rule", "all_rules", "find", "run"]

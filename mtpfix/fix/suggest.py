@@ -1,0 +1,290 @@
+"""Attach to each finding the smallest repair that its judged releases accept, and the bytes it would write.
+
+A repair by list entries is tried on the prediction before it is offered: it must mend what it is for, and nothing else
+may become worse. Nothing is written here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from mtpfix.families import branch_prefixes
+from mtpfix.model import Declaration, Finding, Fix, Operation, Outcome, Stored
+from mtpfix.rules.context import ROLES, Context, Release, occurrences
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+ENTRY_OVERHEAD = 8  # quotes, comma, newline and indentation of one more entry in a JSON list
+Bad = frozenset[tuple[str, str, str, str]]
+
+
+def suggest(context: Context, findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return the findings with their repairs."""
+    return tuple(replace(found, fixes=tuple(_REPAIRS[found.rule](context, found))) if found.rule in _REPAIRS else found for found in findings)
+
+
+def file_bytes(context: Context, name: str) -> int:
+    """Return the size of a file of the checkpoint in bytes, 0 where it is not there."""
+    if context.checkpoint.root is None:
+        return 0
+    try:
+        return (context.checkpoint.root / name).stat().st_size
+    except OSError:
+        return 0
+
+
+# ------------------------------------------------------------------------------------------------- list entries
+
+
+def _list_blocks(context: Context) -> list[Declaration]:
+    """Return the blocks a repair edits: the top-level one of every file, never a nested copy."""
+    return [block for block in context.checkpoint.declarations if len(block.path) <= 1]
+
+
+def with_entries(context: Context, add: Sequence[str], remove: Sequence[str] = ()) -> list[Declaration]:
+    """Return the checkpoint's quantization blocks after entries were added to, and removed from, every top-level list."""
+    edited = []
+    for block in context.checkpoint.declarations:
+        if len(block.path) > 1:
+            edited.append(block)
+            continue
+        kept = [entry for entry in block.excludes if entry not in remove]
+        edited.append(replace(block, excludes=(*kept, *(entry for entry in add if entry not in kept))))
+    return edited
+
+
+def _bad(releases: Iterable[Release]) -> Bad:
+    """Return what goes wrong, as (release, role, module, kind)."""
+    return frozenset(
+        (f"{release.engine.name} {release.version}", role, event.module, event.kind)
+        for release in releases
+        for role in ROLES
+        for event in release.model(role).events
+        if event.outcome is not Outcome.OK
+    )
+
+
+def _exclude(context: Context, found: Finding) -> Iterator[Fix]:
+    """Offer the fewest entries that make every concerned release build the modules plain."""
+    concerned = {(engine.engine, version) for engine in found.engines for version in engine.versions}
+    mine = [
+        one
+        for one in occurrences(context, ["plain-into-quantized"])
+        if (one.release.engine.name, one.release.version) in concerned and one.role == found.role
+    ]
+    before = _bad(context.releases)
+    modules = list(dict.fromkeys(one.event.module for one in mine))
+    prefixes = list(dict.fromkeys(one.built.prefix for one in mine if one.built is not None and one.built.prefix))
+    best: tuple[int, int, list[str]] | None = None
+    for entries in _candidates(context, modules, prefixes):
+        after = _bad(context.try_declarations(with_entries(context, entries)))
+        if after - before:
+            continue
+        mended = len(before - after)
+        if mended and (best is None or mended > best[0]):
+            best = (mended, len(entries), entries)
+            if not any(bad[2] in modules and bad[3] == "plain-into-quantized" for bad in after):
+                break
+    if best is not None:
+        left = _bad(context.try_declarations(with_entries(context, best[2])))
+        rest = sorted({bad[0] for bad in left if bad[2] in modules and bad[3] == "plain-into-quantized"})
+        yield _entries_fix(context, best[2], rest)
+    size = sum(_packed_bytes(context.subject.stored[name]) for name in modules if name in context.subject.stored)
+    operations = tuple(Operation("quantize", "", name) for name in modules)
+    yield Fix("quantize the tensors to NVFP4", safe=False, operations=operations, bytes_written=size)
+
+
+def _entries_fix(context: Context, entries: Sequence[str], rest: Sequence[str]) -> Fix:
+    blocks = _list_blocks(context)
+    operations = tuple(Operation("add-entry", block.file, entry) for block in blocks for entry in entries if entry not in block.excludes)
+    written = sum(
+        file_bytes(context, file) + sum(len(op.value) + ENTRY_OVERHEAD for op in operations if op.file == file)
+        for file in dict.fromkeys(operation.file for operation in operations)
+    )
+    where = " and ".join(dict.fromkeys(f"{block.exclude_key} of {block.file}" for block in blocks))
+    shown = ", ".join(entries[:4]) + (f" and {len(entries) - 4} more" if len(entries) > 4 else "")  # noqa: PLR2004
+    title = f"add {shown} to {where}"
+    if rest:
+        title += f" (still fails in {rest[0]}" + (f" and {len(rest) - 1} more releases)" if len(rest) > 1 else ")")
+    return Fix(title, safe=True, operations=operations, bytes_written=written)
+
+
+def _candidates(context: Context, modules: Sequence[str], prefixes: Sequence[str]) -> Iterator[list[str]]:
+    """Yield sets of entries, from the shortest list upwards, in the dialect of the checkpoint's lists."""
+    patterns = _pattern_dialect(context)
+    family, numbers = context.subject.family, context.subject.numbers
+    exact = list(dict.fromkeys(prefixes))
+    if len(modules) == 1 and len(exact) == 1:
+        yield [_without_expert(modules[0])] if patterns else exact
+        yield exact
+    inside = [name for name in modules if context.subject.in_branch(name)]
+    if family is not None and numbers is not None and inside:
+        roots = [root.rstrip(".") for root in branch_prefixes(family, numbers) if any(name.startswith(root) for name in inside)]
+        outside = [prefix for prefix in exact if not any(prefix.startswith(root) for root in roots)]
+        for spell in _spellings(patterns, compressed=_compressed(context)):
+            globs = [spell(root) for root in roots]
+            yield globs
+            yield [*globs, *outside]
+        both = [spell(root) for root in roots for spell in _spellings(patterns, compressed=_compressed(context))]
+        yield both
+        yield [*both, *outside]
+        yield [*both, *exact]
+    parents = list(dict.fromkeys(_without_expert(name) for name in modules))
+    yield parents
+    yield exact
+    yield [*parents, *exact]
+
+
+def _without_expert(module: str) -> str:
+    head, found, _ = module.partition(".{}")
+    return head if found else module
+
+
+def _compressed(context: Context) -> bool:
+    return any(block.method == "compressed-tensors" for block in _list_blocks(context))
+
+
+def _pattern_dialect(context: Context) -> bool:
+    return any(block.method in ("modelopt", "compressed-tensors") for block in _list_blocks(context))
+
+
+def _spellings(patterns: bool, *, compressed: bool) -> list[Callable[[str], str]]:  # noqa: FBT001 - internal
+    if compressed:
+        return [lambda root: "re:.*" + root.rpartition("model.")[2].replace(".", r"\.") + r"\..*"]
+    if patterns:
+        return [lambda root: f"{root}*", lambda root: "*" + root.rpartition("model.")[2] + "*"]
+    return []
+
+
+# ------------------------------------------------------------------------------------------------- other repairs
+
+
+def _modules_of(context: Context, found: Finding, kinds: Sequence[str]) -> list[str]:
+    concerned = {(engine.engine, version) for engine in found.engines for version in engine.versions}
+    hits = (
+        one.event.module
+        for one in occurrences(context, kinds)
+        if (one.release.engine.name, one.release.version) in concerned and one.role == found.role
+    )
+    return [name for name in dict.fromkeys(hits) if context.subject.stored[name].format.value == found.stored]
+
+
+def _elements(stored: Stored) -> int:
+    return math.prod(stored.shape) * (len(stored.experts) if stored.experts else 1)
+
+
+def _packed_bytes(stored: Stored) -> int:
+    elements = _elements(stored)
+    return elements // 2 + elements // 16
+
+
+def _dequantize(context: Context, found: Finding) -> Iterator[Fix]:
+    modules = _modules_of(context, found, ["quantized-into-plain"])
+    size = sum(2 * _elements(context.subject.stored[name]) for name in modules)
+    operations = tuple(Operation("dequantize", "", name) for name in modules)
+    yield Fix("dequantize these tensors to BF16", safe=True, operations=operations, bytes_written=size)
+
+
+def _narrow(context: Context, found: Finding) -> Iterator[Fix]:
+    entries = {
+        one.built.excluded_by
+        for one in occurrences(context, ["quantized-into-plain"])
+        if one.built is not None and one.built.excluded_by and one.role == found.role
+    }
+    written_as = [
+        entry for block in _list_blocks(context) for entry in block.excludes if entry in entries or entry.rstrip("*.") in entries
+    ]
+    for entry in dict.fromkeys(written_as):
+        before = _bad(context.releases)
+        after = _bad(context.try_declarations(with_entries(context, (), [entry])))
+        if after < before:
+            files = [block.file for block in _list_blocks(context) if entry in block.excludes]
+            operations = tuple(Operation("remove-entry", file, entry) for file in files)
+            size = sum(file_bytes(context, file) for file in dict.fromkeys(files))
+            yield Fix(f"remove {entry} from the list", safe=True, operations=operations, bytes_written=size)
+    yield from _dequantize(context, found)
+
+
+def _graft(context: Context, found: Finding) -> Iterator[Fix]:
+    numbers = context.subject.numbers
+    layers = numbers.mtp if numbers else 0
+    size = layers * (_layer_elements(context) * 2 + _glue_bytes(context))
+    operation = (Operation("graft", "", "the MTP branch of the base model"),)
+    yield Fix("graft the MTP branch from the base model, in BF16 and listed", safe=True, operations=operation, bytes_written=size)
+    family = context.subject.family
+    if family is not None:
+        keys = [key for key in family.table["numbers"]["K"] if numbers and (key in numbers.decoder or key in numbers.config)]
+        off = tuple(Operation("remove-key", CONFIG, key) for key in keys)
+        yield Fix(
+            f"switch the branch off: remove {', '.join(keys) or 'the MTP keys'} from config.json",
+            safe=False,
+            operations=off,
+            bytes_written=file_bytes(context, CONFIG),
+        )
+
+
+def _layer_elements(context: Context) -> int:
+    """Return the weights of the last decoder layer, which a layer of the branch resembles."""
+    numbers = context.subject.numbers
+    if numbers is None or not numbers.layers:
+        return 0
+    mark = f"layers.{numbers.layers - 1}."
+    return sum(_elements(stored) for name, stored in context.subject.stored.items() if mark in name)
+
+
+def _glue_bytes(context: Context) -> int:
+    numbers = context.subject.numbers
+    hidden = numbers.decoder.get("hidden_size") if numbers else None
+    return 4 * hidden * hidden if isinstance(hidden, int) else 0
+
+
+def _synchronise(context: Context, _: Finding) -> Iterator[Fix]:
+    file = "hf_quant_config.json"
+    operation = (Operation("synchronise", file, CONFIG),)
+    yield Fix(f"write the list of {CONFIG} into {file}", safe=False, operations=operation, bytes_written=file_bytes(context, file))
+
+
+def _drop_block(context: Context, found: Finding) -> Iterator[Fix]:
+    operation = (Operation("remove-key", CONFIG, found.module),)
+    yield Fix(f"delete {found.module}", safe=True, operations=operation, bytes_written=file_bytes(context, CONFIG))
+
+
+def _reindex(context: Context, _: Finding) -> Iterator[Fix]:
+    size = file_bytes(context, INDEX)
+    yield Fix("rebuild the index from the shards", safe=True, operations=(Operation("reindex", INDEX, ""),), bytes_written=size)
+
+
+def _extend_arrays(context: Context, found: Finding) -> Iterator[Fix]:
+    operation = (Operation("extend-array", CONFIG, found.module),)
+    title = f"extend {found.module} to the MTP layers, as in the base model's config.json"
+    yield Fix(title, safe=False, operations=operation, bytes_written=file_bytes(context, CONFIG))
+
+
+def _share_scale(context: Context, found: Finding) -> Iterator[Fix]:
+    size = found.count * 4
+    operation = (Operation("share-scale", "", found.module),)
+    yield Fix("share one global scale within each group", safe=False, operations=operation, bytes_written=size)
+
+
+_REPAIRS: dict[str, Callable[[Context, Finding], Iterator[Fix]]] = {
+    "MTP101": _graft,
+    "MTP103": _extend_arrays,
+    "MTP104": _graft,
+    "MTP201": _exclude,
+    "MTP202": _exclude,
+    "MTP203": _dequantize,
+    "MTP204": _exclude,
+    "MTP207": _narrow,
+    "MTP303": _share_scale,
+    "MTP401": _synchronise,
+    "MTP402": _drop_block,
+    "MTP501": _reindex,
+    "MTP502": _reindex,
+    "MTP503": _reindex,
+    "MTP504": _reindex,
+    "MTP505": _reindex,
+    "MTP507": _reindex,
+    "MTP508": _reindex,
+}
