@@ -1,0 +1,996 @@
+"""Seven model families as their public checkpoints have them: configurations, and every module with its shape.
+
+Knows names and shapes on disk, at the published size and at one small enough for a test. Refuses to know formats,
+lists and files: `tests.checkpoints` decides those. Numbers are the published ones; those of Step-3.7's vision tower
+are the defaults of the engine's own configuration class.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+Config = dict[str, Any]
+Size = Literal["tiny", "full"]
+Part = Literal["target", "branch", "vision"]
+Layout = Literal["each", "fused", "stacked"]
+"""How experts lie on disk: one tensor for each, gate and up of all in one, or one for each projection of all."""
+
+# ------------------------------------------------------------------------------------------------- modules
+
+
+class Kind(StrEnum):
+    """What a module is, as far as exporters treat it differently."""
+
+    ATTENTION = "attention"
+    LINEAR_ATTENTION = "linear attention"
+    MLP = "mlp"
+    EXPERT = "expert"
+    SHARED = "shared expert"
+    LATENT = "latent"
+    ROUTER = "router"
+    GLUE = "glue"  # joins hidden state and embedding at the entrance of the branch
+    HEAD = "head"
+    VISION = "vision"
+    PLAIN = "plain"  # embeddings, norms, biases, convolutions: no exporter quantizes or lists them
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One weight of a model: `{}` in its name stands for the expert number where `experts` is not None.
+
+    `weight` is the suffix of the tensor ("" where the name is the tensor's own).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind = Kind.PLAIN
+    part: Part = "target"
+    dtype: str = "BF16"
+    weight: str = "weight"
+    experts: int | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names it stands for, one for each expert."""
+        return [self.name] if self.experts is None else [self.name.format(i) for i in range(self.experts)]
+
+
+def plain(name: str, *shape: int, dtype: str = "BF16", weight: str = "weight", part: Part = "target") -> Module:
+    """Return a module that nobody quantizes."""
+    return Module(name, shape, Kind.PLAIN, part, dtype, weight)
+
+
+def norms(part: Part, size: int, *names: str) -> Iterator[Module]:
+    """Yield norms of one size."""
+    for name in names:
+        yield plain(name, size, part=part)
+
+
+def _mlp(root: str, hidden: int, width: int, kind: Kind, part: Part) -> Iterator[Module]:
+    """Yield a gated feed-forward block."""
+    yield Module(f"{root}.gate_proj", (width, hidden), kind, part)
+    yield Module(f"{root}.up_proj", (width, hidden), kind, part)
+    yield Module(f"{root}.down_proj", (hidden, width), kind, part)
+
+
+def _experts(root: str, shape: tuple[int, int, int], part: Part, layout: Layout) -> Iterator[Module]:
+    """Yield the experts of one layer in one of three layouts.
+
+    `root` is `….mlp.experts` or, stacked, `….moe`; `shape` is (experts, width, hidden size).
+    """
+    kind, (count, width, hidden) = Kind.EXPERT, shape
+    if layout == "fused":
+        yield Module(f"{root}.gate_up_proj", (count, 2 * width, hidden), kind, part, weight="")
+        yield Module(f"{root}.down_proj", (count, hidden, width), kind, part, weight="")
+        return
+    shapes = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
+    for name, each in shapes.items():
+        if layout == "stacked":
+            yield Module(f"{root}.{name}", (count, *each), kind, part)
+        else:
+            yield Module(f"{root}.{{}}.{name}", each, kind, part, experts=count)
+
+
+def _attention(root: str, config: Config, part: Part, *, gated: bool = False, bias: bool = False) -> Iterator[Module]:
+    """Yield grouped-query attention with norms on queries and keys; `gated` doubles the queries (Qwen)."""
+    hidden, size = config["hidden_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
+    rows = {"q_proj": queries * (2 if gated else 1), "k_proj": keys, "v_proj": keys}
+    for name, count in rows.items():
+        yield Module(f"{root}.{name}", (count, hidden), Kind.ATTENTION, part)
+        if bias:
+            yield plain(f"{root}.{name}", count, weight="bias", part=part)
+    yield Module(f"{root}.o_proj", (hidden, queries), Kind.ATTENTION, part)
+    yield from norms(part, size, f"{root}.q_norm", f"{root}.k_norm")
+
+
+# ---------------------------------------------------------------------------------------------- Qwen family
+
+
+def qwen(config: Config, layout: Layout) -> Iterator[Module]:
+    """Yield Qwen3-Next, Qwen3.5 dense and Qwen3.5 MoE: linear attention in three of four layers, MTP under `mtp.`."""
+    text = config.get("text_config", config)
+    root = "model.language_model" if "text_config" in config else "model"
+    hidden = text["hidden_size"]
+    yield plain(f"{root}.embed_tokens", text["vocab_size"], hidden)
+    for index, kind in enumerate(text["layer_types"]):
+        yield from _qwen_layer(f"{root}.layers.{index}", text, kind, "target", "each")
+    yield plain(f"{root}.norm", hidden)
+    yield Module("lm_head", (text["vocab_size"], hidden), Kind.HEAD)
+    if "vision_config" in config:
+        yield from _qwen_vision(config["vision_config"])
+    yield Module("mtp.fc", (hidden, 2 * hidden), Kind.GLUE, "branch")
+    yield from norms("branch", hidden, "mtp.norm", "mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden")
+    yield from _qwen_layer("mtp.layers.0", text, "full_attention", "branch", layout)
+
+
+def _qwen_layer(root: str, text: Config, attention: str, part: Part, layout: Layout) -> Iterator[Module]:
+    hidden = text["hidden_size"]
+    yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
+    if attention == "full_attention":
+        yield from _attention(f"{root}.self_attn", text, part, gated=True)
+    else:
+        yield from _qwen_linear_attention(f"{root}.linear_attn", text, part)
+    if "num_experts" not in text:
+        yield from _mlp(f"{root}.mlp", hidden, text["intermediate_size"], Kind.MLP, part)
+        return
+    count, width = text["num_experts"], text["moe_intermediate_size"]
+    yield Module(f"{root}.mlp.gate", (count, hidden), Kind.ROUTER, part)
+    yield Module(f"{root}.mlp.shared_expert_gate", (1, hidden), Kind.ROUTER, part)
+    shared = text["shared_expert_intermediate_size"]
+    yield from _mlp(f"{root}.mlp.shared_expert", hidden, shared, Kind.SHARED, part)
+    yield from _experts(f"{root}.mlp.experts", (count, width, hidden), part, layout)
+
+
+def _qwen_linear_attention(root: str, text: Config, part: Part) -> Iterator[Module]:
+    hidden, heads = text["hidden_size"], text["linear_num_value_heads"]
+    keys = text["linear_num_key_heads"] * text["linear_key_head_dim"]
+    values = heads * text["linear_value_head_dim"]
+    kind = Kind.LINEAR_ATTENTION
+    if text["model_type"] == "qwen3_next":
+        rows = {"in_proj_qkvz": 2 * keys + 2 * values, "in_proj_ba": 2 * heads}
+    else:
+        rows = {"in_proj_qkv": 2 * keys + values, "in_proj_z": values, "in_proj_b": heads, "in_proj_a": heads}
+    for name, count in rows.items():
+        yield Module(f"{root}.{name}", (count, hidden), kind, part)
+    yield Module(f"{root}.out_proj", (hidden, values), kind, part)
+    yield plain(f"{root}.conv1d", 2 * keys + values, 1, text["linear_conv_kernel_dim"], part=part)
+    yield plain(f"{root}.A_log", heads, weight="", dtype="F32", part=part)
+    yield plain(f"{root}.dt_bias", heads, weight="", part=part)
+    yield plain(f"{root}.norm", text["linear_value_head_dim"], part=part)
+
+
+def _qwen_vision(vision: Config) -> Iterator[Module]:
+    width, inner = vision["hidden_size"], vision["intermediate_size"]
+    patch, merged = vision["patch_size"], vision["hidden_size"] * vision["spatial_merge_size"] ** 2
+    root = "model.visual"
+    shape = (width, vision["in_channels"], vision["temporal_patch_size"], patch, patch)
+    yield plain(f"{root}.patch_embed.proj", *shape, part="vision")
+    yield plain(f"{root}.patch_embed.proj", width, weight="bias", part="vision")
+    yield plain(f"{root}.pos_embed", vision["num_position_embeddings"], width, part="vision")
+    for index in range(vision["depth"]):
+        block = f"{root}.blocks.{index}"
+        for name in ("norm1", "norm2"):
+            yield from _with_bias(f"{block}.{name}", (width,), Kind.PLAIN)
+        yield from _with_bias(f"{block}.attn.qkv", (3 * width, width))
+        yield from _with_bias(f"{block}.attn.proj", (width, width))
+        yield from _with_bias(f"{block}.mlp.linear_fc1", (inner, width))
+        yield from _with_bias(f"{block}.mlp.linear_fc2", (width, inner))
+    yield from _with_bias(f"{root}.merger.norm", (width,), Kind.PLAIN)
+    yield from _with_bias(f"{root}.merger.linear_fc1", (merged, merged))
+    yield from _with_bias(f"{root}.merger.linear_fc2", (vision["out_hidden_size"], merged))
+
+
+def _with_bias(name: str, shape: tuple[int, ...], kind: Kind = Kind.VISION) -> Iterator[Module]:
+    yield Module(name, shape, kind, "vision")
+    yield plain(name, shape[0], weight="bias", part="vision")
+
+
+# ------------------------------------------------------------------------------------------ DeepSeek, GLM
+
+
+def deepseek(config: Config, layout: Layout) -> Iterator[Module]:
+    """Yield DeepSeek-V3: latent attention, MTP as layer N with its own embedding and head."""
+    del layout
+    hidden, vocabulary, last = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
+    yield plain("model.embed_tokens", vocabulary, hidden)
+    for index in range(last):
+        yield from _deepseek_layer(f"model.layers.{index}", config, index, "target")
+    yield plain("model.norm", hidden)
+    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
+    for index in range(last, last + config["num_nextn_predict_layers"]):
+        root = f"model.layers.{index}"
+        yield plain(f"{root}.embed_tokens", vocabulary, hidden, part="branch")
+        yield from norms("branch", hidden, f"{root}.enorm", f"{root}.hnorm", f"{root}.shared_head.norm")
+        yield Module(f"{root}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
+        yield Module(f"{root}.shared_head.head", (vocabulary, hidden), Kind.HEAD, "branch")
+        yield from _deepseek_layer(root, config, index, "branch")
+
+
+def _deepseek_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    low, latent = config["q_lora_rank"], config["kv_lora_rank"]
+    nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
+    yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
+    shapes = {
+        "q_a_proj": (low, hidden),
+        "q_b_proj": (heads * (nope + rope), low),
+        "kv_a_proj_with_mqa": (latent + rope, hidden),
+        "kv_b_proj": (heads * (nope + value), latent),
+        "o_proj": (hidden, heads * value),
+    }
+    for name, shape in shapes.items():
+        yield Module(f"{root}.self_attn.{name}", shape, Kind.ATTENTION, part)
+    yield plain(f"{root}.self_attn.q_a_layernorm", low, part=part)
+    yield plain(f"{root}.self_attn.kv_a_layernorm", latent, part=part)
+    yield from _routed(root, config, index, part)
+
+
+def _routed(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:
+    """Yield the feed-forward part that DeepSeek and GLM share: dense below `first_k_dense_replace`, else experts."""
+    hidden, width = config["hidden_size"], config["moe_intermediate_size"]
+    if index < config["first_k_dense_replace"]:
+        yield from _mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, part)
+        return
+    count = config["n_routed_experts"]
+    yield Module(f"{root}.mlp.gate", (count, hidden), Kind.ROUTER, part)
+    yield plain(f"{root}.mlp.gate.e_score_correction_bias", count, weight="", dtype="F32", part=part)
+    shared = width * config["n_shared_experts"]
+    yield from _mlp(f"{root}.mlp.shared_experts", hidden, shared, Kind.SHARED, part)
+    yield from _experts(f"{root}.mlp.experts", (count, width, hidden), part, "each")
+
+
+def glm(config: Config, layout: Layout) -> Iterator[Module]:
+    """Yield GLM-4.6: MTP as layer N without an embedding or head of its own."""
+    del layout
+    hidden, last = config["hidden_size"], config["num_hidden_layers"]
+    yield plain("model.embed_tokens", config["vocab_size"], hidden)
+    for index in range(last):
+        yield from _glm_layer(f"model.layers.{index}", config, index, "target")
+    yield plain("model.norm", hidden)
+    yield Module("lm_head", (config["vocab_size"], hidden), Kind.HEAD)
+    for index in range(last, last + config["num_nextn_predict_layers"]):
+        root = f"model.layers.{index}"
+        yield from norms("branch", hidden, f"{root}.enorm", f"{root}.hnorm", f"{root}.shared_head.norm")
+        yield Module(f"{root}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
+        yield from _glm_layer(root, config, index, "branch")
+
+
+def _glm_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:
+    hidden = config["hidden_size"]
+    yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
+    yield from _attention(f"{root}.self_attn", config, part, bias=config["attention_bias"])
+    yield from _routed(root, config, index, part)
+
+
+# ---------------------------------------------------------------------------------------------------- Step
+
+
+def step(config: Config, layout: Layout) -> Iterator[Module]:
+    """Yield Step-3.5, and Step-3.7 with its vision tower: experts stacked, three MTP layers with dense blocks."""
+    text = config.get("text_config", config)
+    hidden, vocabulary, last = text["hidden_size"], text["vocab_size"], text["num_hidden_layers"]
+    yield plain("model.embed_tokens", vocabulary, hidden)
+    for index in range(last):
+        yield from _step_layer(f"model.layers.{index}", text, index, "target", layout)
+    yield plain("model.norm", hidden)
+    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
+    if "vision_config" in config:
+        yield from _step_vision(config["vision_config"], hidden)
+    for index in range(last, last + text["num_nextn_predict_layers"]):
+        root = f"model.layers.{index}"
+        head = f"{root}.transformer.shared_head"
+        yield from norms("branch", hidden, f"{root}.enorm", f"{root}.hnorm", f"{head}.norm")
+        yield Module(f"{root}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
+        yield Module(f"{head}.output", (vocabulary, hidden), Kind.HEAD, "branch")
+        yield from _step_layer(root, text, index, "branch", layout)
+
+
+def _step_layer(root: str, text: Config, index: int, part: Part, layout: Layout) -> Iterator[Module]:
+    hidden = text["hidden_size"]
+    yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
+    heads = text["num_attention_heads"]
+    kinds = text.get("layer_types", ())
+    if index < len(kinds) and kinds[index] == "sliding_attention":
+        heads = text["attention_other_setting"]["num_attention_heads"]
+    numbers = {**text, "num_attention_heads": heads, "num_key_value_heads": text["num_attention_groups"]}
+    yield from _attention(f"{root}.self_attn", numbers, part)
+    yield Module(f"{root}.self_attn.g_proj", (heads, hidden), Kind.ATTENTION, part)
+    if index not in {int(number) for number in text["moe_layers_enum"].split(",")}:
+        yield from _mlp(f"{root}.mlp", hidden, text["intermediate_size"], Kind.MLP, part)
+        return
+    count, width = text["moe_num_experts"], text["moe_intermediate_size"]
+    yield Module(f"{root}.moe.gate", (count, hidden), Kind.ROUTER, part)
+    yield plain(f"{root}.moe.router_bias", count, weight="", dtype="F32", part=part)
+    yield from _mlp(f"{root}.share_expert", hidden, text["share_expert_dim"], Kind.SHARED, part)
+    experts = f"{root}.moe.experts" if layout == "each" else f"{root}.moe"
+    yield from _experts(experts, (count, width, hidden), part, "each" if layout == "each" else "stacked")
+
+
+def _step_vision(vision: Config, hidden: int) -> Iterator[Module]:
+    width, root = vision["width"], "vision_model"
+    inner = int(width * vision["mlp_ratio"])
+    grid = vision["image_size"] // vision["patch_size"]
+    yield plain(f"{root}.conv1", width, 3, vision["patch_size"], vision["patch_size"], part="vision")
+    yield plain(f"{root}.positional_embedding", grid * grid, width, weight="", part="vision")
+    yield from _with_bias(f"{root}.ln_pre", (width,), Kind.PLAIN)
+    for index in range(vision["layers"]):
+        block = f"{root}.transformer.resblocks.{index}"
+        for name in ("ln_1", "ln_2"):
+            yield from _with_bias(f"{block}.{name}", (width,), Kind.PLAIN)
+        for name in ("ls_1", "ls_2"):
+            yield plain(f"{block}.{name}.gamma", width, weight="", part="vision")
+        yield plain(f"{block}.attn.in_proj_weight", 3 * width, width, weight="", part="vision")
+        yield plain(f"{block}.attn.in_proj_bias", 3 * width, weight="", part="vision")
+        yield from _with_bias(f"{block}.attn.out_proj", (width, width))
+        yield from _with_bias(f"{block}.mlp.c_fc", (inner, width))
+        yield from _with_bias(f"{block}.mlp.c_proj", (width, inner))
+    for name, times in (("vit_downsampler1", 1), ("vit_downsampler2", 2)):
+        yield from _with_bias(f"{root}.{name}", (2 * times * width, times * width, 3, 3), Kind.PLAIN)
+    yield Module("vit_large_projector", (hidden, 4 * width), Kind.VISION, "vision")
+
+
+# ------------------------------------------------------------------------------------------------ Nemotron
+
+
+def nemotron(config: Config, layout: Layout) -> Iterator[Module]:
+    """Yield Nemotron-3 Super: Mamba, attention and latent experts by a pattern; MTP is attention plus experts."""
+    del layout
+    hidden = config["hidden_size"]
+    yield plain("backbone.embeddings", config["vocab_size"], hidden)
+    for index, letter in enumerate(config["hybrid_override_pattern"]):
+        yield from _nemotron_layer(f"backbone.layers.{index}", config, letter, "target")
+    yield plain("backbone.norm_f", hidden)
+    yield Module("lm_head", (config["vocab_size"], hidden), Kind.HEAD)
+    pattern = config["mtp_hybrid_override_pattern"]
+    yield from norms("branch", hidden, "mtp.layers.0.enorm", "mtp.layers.0.hnorm")
+    yield Module("mtp.layers.0.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
+    for index, letter in enumerate(pattern):
+        yield from _nemotron_layer(f"mtp.layers.{index}", config, letter, "branch")
+    yield plain(f"mtp.layers.{len(pattern) - 1}.final_layernorm", hidden, part="branch")
+
+
+def _nemotron_layer(root: str, config: Config, letter: str, part: Part) -> Iterator[Module]:
+    yield plain(f"{root}.norm", config["hidden_size"], part=part)
+    match letter:
+        case "M":
+            yield from _mamba(f"{root}.mixer", config, part)
+        case "*":
+            yield from (m for m in _attention(f"{root}.mixer", config, part) if m.kind is Kind.ATTENTION)
+        case _:
+            yield from _latent_experts(f"{root}.mixer", config, part)
+
+
+def _mamba(root: str, config: Config, part: Part) -> Iterator[Module]:
+    heads, hidden = config["mamba_num_heads"], config["hidden_size"]
+    inner = heads * config["mamba_head_dim"]
+    channels = inner + 2 * config["n_groups"] * config["ssm_state_size"]
+    yield Module(f"{root}.in_proj", (inner + channels + heads, hidden), Kind.LINEAR_ATTENTION, part)
+    yield Module(f"{root}.out_proj", (hidden, inner), Kind.LINEAR_ATTENTION, part)
+    yield plain(f"{root}.conv1d", channels, 1, config["conv_kernel"], part=part)
+    yield plain(f"{root}.conv1d", channels, weight="bias", part=part)
+    yield plain(f"{root}.norm", inner, part=part)
+    for name in ("A_log", "D", "dt_bias"):
+        yield plain(f"{root}.{name}", heads, weight="", part=part)
+
+
+def _latent_experts(root: str, config: Config, part: Part) -> Iterator[Module]:
+    hidden, latent, count = config["hidden_size"], config["moe_latent_size"], config["n_routed_experts"]
+    width, shared = config["moe_intermediate_size"], config["moe_shared_expert_intermediate_size"]
+    yield Module(f"{root}.gate", (count, hidden), Kind.ROUTER, part)
+    yield plain(f"{root}.gate.e_score_correction_bias", count, weight="", dtype="F32", part=part)
+    yield Module(f"{root}.fc1_latent_proj", (latent, hidden), Kind.LATENT, part)
+    yield Module(f"{root}.fc2_latent_proj", (hidden, latent), Kind.LATENT, part)
+    yield Module(f"{root}.shared_experts.up_proj", (shared, hidden), Kind.SHARED, part)
+    yield Module(f"{root}.shared_experts.down_proj", (hidden, shared), Kind.SHARED, part)
+    yield Module(f"{root}.experts.{{}}.up_proj", (width, latent), Kind.EXPERT, part, experts=count)
+    yield Module(f"{root}.experts.{{}}.down_proj", (latent, width), Kind.EXPERT, part, experts=count)
+
+
+# ------------------------------------------------------------------------------------------ configurations
+
+QWEN_VISION: Config = {
+    "deepstack_visual_indexes": [],
+    "depth": 27,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "in_channels": 3,
+    "initializer_range": 0.02,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "num_position_embeddings": 2304,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+QWEN_VISION_TINY: Config = {
+    **QWEN_VISION,
+    "depth": 1,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_heads": 2,
+    "num_position_embeddings": 16,
+}
+
+
+def _hybrid(layers: int) -> list[str]:
+    """Return the layer types of a Qwen hybrid: every fourth layer attends fully."""
+    return ["full_attention" if index % 4 == 3 else "linear_attention" for index in range(layers)]
+
+
+def _qwen3_5(size: Size, *, moe: bool) -> Config:
+    """Return a Qwen3.5 configuration: 27B as published, 397B-A17B as its model card states it."""
+    name = "qwen3_5_moe" if moe else "qwen3_5"
+    text: Config = {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attn_output_gate": True,
+        "dtype": "bfloat16",
+        "eos_token_id": 248044,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "hidden_act": "silu",
+        "hidden_size": 4096 if moe else 5120,
+        "initializer_range": 0.02,
+        "layer_types": _hybrid(60 if moe else 64),
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 64 if moe else 48,
+        "linear_value_head_dim": 128,
+        "mamba_ssm_dtype": "float32",
+        "max_position_embeddings": 262144,
+        "model_type": f"{name}_text",
+        "mtp_num_hidden_layers": 1,
+        "mtp_use_dedicated_embeddings": False,
+        "num_attention_heads": 32 if moe else 24,
+        "num_hidden_layers": 60 if moe else 64,
+        "num_key_value_heads": 2 if moe else 4,
+        "partial_rotary_factor": 0.25,
+        "rms_norm_eps": 1e-06,
+        "rope_parameters": {
+            "mrope_interleaved": True,
+            "mrope_section": [11, 11, 10],
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 10000000,
+            "rope_type": "default",
+        },
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "vocab_size": 248320,
+    }
+    if moe:
+        text |= {
+            "moe_intermediate_size": 1024,
+            "num_experts": 512,
+            "num_experts_per_tok": 10,
+            "router_aux_loss_coef": 0.001,
+            "shared_expert_intermediate_size": 1024,
+        }
+    else:
+        text["intermediate_size"] = 17408
+    if size == "tiny":
+        text |= _tiny_qwen(text, moe=moe)
+        text["rope_parameters"] = {**text["rope_parameters"], "mrope_section": [3, 3, 2]}
+    vision = QWEN_VISION if size == "full" else QWEN_VISION_TINY
+    return {
+        "architectures": ["Qwen3_5MoeForConditionalGeneration" if moe else "Qwen3_5ForConditionalGeneration"],
+        "dtype": "bfloat16",
+        "image_token_id": 248056,
+        "model_type": name,
+        "text_config": text,
+        "tie_word_embeddings": False,
+        "transformers_version": "5.10.1",
+        "video_token_id": 248057,
+        "vision_config": {**vision, "model_type": f"{name}_vision", "out_hidden_size": text["hidden_size"]},
+        "vision_end_token_id": 248054,
+        "vision_start_token_id": 248053,
+    }
+
+
+def _tiny_qwen(text: Config, *, moe: bool) -> Config:
+    numbers: Config = {
+        "head_dim": 64,
+        "hidden_size": 128,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_key_head_dim": 32,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_value_head_dim": 32,
+        "max_position_embeddings": 1024,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 256,
+        "eos_token_id": 1,
+        "full_attention_interval": 2,
+    }
+    if moe:
+        return numbers | {
+            "moe_intermediate_size": 64,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_expert_intermediate_size": 64,
+        }
+    return numbers | {"intermediate_size": 256} if "intermediate_size" in text else numbers
+
+
+def _qwen3_next(size: Size) -> Config:
+    """Return the configuration of Qwen3-Next-80B-A3B; `num_nextn_predict_layers` is what its users add for MTP."""
+    config: Config = {
+        "architectures": ["Qwen3NextForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "decoder_sparse_step": 1,
+        "dtype": "bfloat16",
+        "eos_token_id": 151645,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "intermediate_size": 5120,
+        "layer_types": _hybrid(48),
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
+        "max_position_embeddings": 262144,
+        "mlp_only_layers": [],
+        "model_type": "qwen3_next",
+        "moe_intermediate_size": 512,
+        "norm_topk_prob": True,
+        "num_attention_heads": 16,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 2,
+        "num_nextn_predict_layers": 1,
+        "partial_rotary_factor": 0.25,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 10000000,
+        "shared_expert_intermediate_size": 512,
+        "tie_word_embeddings": False,
+        "transformers_version": "4.57.0.dev0",
+        "use_cache": True,
+        "vocab_size": 151936,
+    }
+    return config | _tiny_qwen(config, moe=True) if size == "tiny" else config
+
+
+def _deepseek_v3(size: Size) -> Config:
+    """Return the configuration of DeepSeek-R1 without the FP8 block that its original carries."""
+    config: Config = {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "first_k_dense_replace": 3,
+        "hidden_act": "silu",
+        "hidden_size": 7168,
+        "initializer_range": 0.02,
+        "intermediate_size": 18432,
+        "kv_lora_rank": 512,
+        "max_position_embeddings": 163840,
+        "model_type": "deepseek_v3",
+        "moe_intermediate_size": 2048,
+        "moe_layer_freq": 1,
+        "n_group": 8,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_attention_heads": 128,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 61,
+        "num_key_value_heads": 128,
+        "num_nextn_predict_layers": 1,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "factor": 40,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 4096,
+            "type": "yarn",
+        },
+        "rope_theta": 10000,
+        "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid",
+        "tie_word_embeddings": False,
+        "topk_group": 4,
+        "topk_method": "noaux_tc",
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.46.3",
+        "use_cache": True,
+        "v_head_dim": 128,
+        "vocab_size": 129280,
+    }
+    if size == "full":
+        return config
+    return config | {
+        "first_k_dense_replace": 1,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "kv_lora_rank": 64,
+        "max_position_embeddings": 1024,
+        "moe_intermediate_size": 64,
+        "n_group": 1,
+        "n_routed_experts": 4,
+        "num_attention_heads": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 64,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 32,
+        "rope_scaling": None,
+        "topk_group": 1,
+        "v_head_dim": 32,
+        "vocab_size": 256,
+    }
+
+
+def _glm4_moe(size: Size) -> Config:
+    """Return the configuration of GLM-4.6."""
+    config: Config = {
+        "architectures": ["Glm4MoeForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "dtype": "bfloat16",
+        "eos_token_id": [151329, 151336, 151338],
+        "first_k_dense_replace": 3,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 5120,
+        "initializer_range": 0.02,
+        "intermediate_size": 12288,
+        "max_position_embeddings": 202752,
+        "model_type": "glm4_moe",
+        "moe_intermediate_size": 1536,
+        "n_group": 1,
+        "n_routed_experts": 160,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_attention_heads": 96,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 92,
+        "num_key_value_heads": 8,
+        "num_nextn_predict_layers": 1,
+        "pad_token_id": 151329,
+        "partial_rotary_factor": 0.5,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "routed_scaling_factor": 2.5,
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+        "transformers_version": "4.54.0",
+        "use_cache": True,
+        "use_qk_norm": True,
+        "vocab_size": 151552,
+    }
+    if size == "full":
+        return config
+    return config | {
+        "eos_token_id": 1,
+        "first_k_dense_replace": 1,
+        "head_dim": 32,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "max_position_embeddings": 1024,
+        "moe_intermediate_size": 64,
+        "n_routed_experts": 4,
+        "num_attention_heads": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "vocab_size": 256,
+    }
+
+
+def _step3p5(size: Size) -> Config:
+    """Return the configuration of Step-3.5-Flash without its per-layer arrays, which `with_arrays` adds."""
+    config: Config = {
+        "architectures": ["Step3p5ForCausalLM"],
+        "att_impl_type": "GQA",
+        "attention_other_setting": {
+            "attention_type": "sliding_attention",
+            "head_dim": 128,
+            "num_attention_groups": 8,
+            "num_attention_heads": 96,
+            "true_head_dim": 128,
+        },
+        "bos_token_id": 0,
+        "eos_token_id": [1, 2, 128007],
+        "head_dim": 128,
+        "hidden_size": 4096,
+        "intermediate_size": 11264,
+        "max_position_embeddings": 262144,
+        "max_seq_len": 262144,
+        "model_type": "step3p5",
+        "moe_every_n_layer": 1,
+        "moe_intermediate_size": 1280,
+        "moe_layer_offset": 0,
+        "moe_layers_enum": ",".join(str(index) for index in range(3, 45)),
+        "moe_num_experts": 288,
+        "moe_router_activation": "sigmoid",
+        "moe_router_scaling_factor": 3.0,
+        "moe_top_k": 8,
+        "need_fp32_gate": True,
+        "norm_expert_weight": True,
+        "num_attention_groups": 8,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 45,
+        "num_nextn_predict_layers": 3,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000,
+        "share_expert_dim": 1280,
+        "sliding_window": 512,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_head_wise_attn_gate": True,
+        "use_moe": True,
+        "use_moe_router_bias": True,
+        "vocab_size": 128896,
+    }
+    if size == "full":
+        return config
+    return config | {
+        "attention_other_setting": {
+            "attention_type": "sliding_attention",
+            "head_dim": 32,
+            "num_attention_groups": 2,
+            "num_attention_heads": 4,
+            "true_head_dim": 32,
+        },
+        "eos_token_id": [1, 2],
+        "head_dim": 32,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "max_position_embeddings": 1024,
+        "max_seq_len": 1024,
+        "moe_intermediate_size": 64,
+        "moe_layers_enum": "1,2",
+        "moe_num_experts": 4,
+        "moe_top_k": 2,
+        "num_attention_groups": 2,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "share_expert_dim": 64,
+        "sliding_window": 64,
+        "vocab_size": 256,
+    }
+
+
+def with_arrays(config: Config, length: int) -> Config:
+    """Return a Step configuration with its per-layer arrays: full, sliding, sliding, sliding, and again."""
+    changed = copy.deepcopy(config)
+    text = changed.get("text_config", changed)
+    full = [index % 4 == 0 for index in range(length)]
+    text["layer_types"] = ["full_attention" if flag else "sliding_attention" for flag in full]
+    text["partial_rotary_factors"] = [0.5 if flag else 1.0 for flag in full]
+    text["rope_theta"] = [5000000.0 if flag else 10000.0 for flag in full]
+    text["swiglu_limits"] = [0.0] * length
+    text["swiglu_limits_shared"] = [0.0] * length
+    text["use_rope_layers"] = []
+    text["yarn_only_types"] = ["full_attention"]
+    return changed
+
+
+def _step3p7(size: Size) -> Config:
+    """Return Step-3.7-Flash: Step-3.5's text model below a vision tower (its numbers are those of the engine's
+    defaults: COMPUTED).
+    """
+    text = _step3p5(size)
+    del text["architectures"]
+    vision: Config = {
+        "heads": 16,
+        "hidden_act": "quick_gelu",
+        "image_size": 728,
+        "layers": 47,
+        "ls_init_value": 0.1,
+        "mlp_ratio": 8960 / 1536,
+        "model_type": "perception_encoder",
+        "output_dim": None,
+        "patch_size": 14,
+        "use_abs_posemb": True,
+        "use_cls_token": False,
+        "use_ln_post": False,
+        "use_ln_pre": True,
+        "use_rope2d": True,
+        "width": 1536,
+    }
+    if size == "tiny":
+        vision |= {"heads": 2, "image_size": 56, "layers": 1, "mlp_ratio": 2.0, "width": 64}
+    return {
+        "architectures": ["Step3p7ForConditionalGeneration"],
+        "bos_token_id": 0,
+        "eos_token_id": text["eos_token_id"],
+        "hidden_size": text["hidden_size"],
+        "image_token_id": 128001 if size == "full" else 3,
+        "model_type": "step3p7",
+        "projector_bias": False,
+        "text_config": text,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "vision_config": vision,
+    }
+
+
+def _nemotron_h(size: Size) -> Config:
+    """Return the published configuration of Nemotron-3-Super-120B-A12B."""
+    config: Config = {
+        "architectures": ["NemotronHForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "chunk_size": 128,
+        "conv_kernel": 4,
+        "dtype": "bfloat16",
+        "eos_token_id": 2,
+        "expand": 2,
+        "head_dim": 128,
+        "hidden_dropout": 0.0,
+        "hidden_size": 4096,
+        "hybrid_override_pattern": (
+            "MEMEMEM*EMEMEMEM*EMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEM*EMEMEMEME"
+        ),
+        "initializer_range": 0.02,
+        "intermediate_size": 2688,
+        "layer_norm_epsilon": 1e-05,
+        "mamba_head_dim": 64,
+        "mamba_hidden_act": "silu",
+        "mamba_num_heads": 128,
+        "mamba_proj_bias": False,
+        "mamba_ssm_cache_dtype": "float32",
+        "max_position_embeddings": 262144,
+        "mlp_bias": False,
+        "mlp_hidden_act": "relu2",
+        "model_type": "nemotron_h",
+        "moe_intermediate_size": 2688,
+        "moe_latent_size": 1024,
+        "moe_shared_expert_intermediate_size": 5376,
+        "moe_shared_expert_overlap": False,
+        "mtp_hybrid_override_pattern": "*E",
+        "n_group": 1,
+        "n_groups": 8,
+        "n_routed_experts": 512,
+        "n_shared_experts": 1,
+        "norm_eps": 1e-05,
+        "norm_topk_prob": True,
+        "num_attention_heads": 32,
+        "num_experts_per_tok": 22,
+        "num_hidden_layers": 88,
+        "num_key_value_heads": 2,
+        "num_logits_to_keep": 1,
+        "num_nextn_predict_layers": 1,
+        "pad_token_id": 0,
+        "partial_rotary_factor": 1.0,
+        "rescale_prenorm_residual": True,
+        "residual_in_fp32": False,
+        "rope_theta": 10000,
+        "routed_scaling_factor": 5.0,
+        "sliding_window": None,
+        "ssm_state_size": 128,
+        "tie_word_embeddings": False,
+        "time_step_floor": 0.0001,
+        "time_step_max": 0.1,
+        "time_step_min": 0.001,
+        "topk_group": 1,
+        "transformers_version": "4.57.6",
+        "use_bias": False,
+        "use_cache": True,
+        "use_conv_bias": True,
+        "use_mamba_kernels": True,
+        "vocab_size": 131072,
+    }
+    if size == "full":
+        return config
+    return config | {
+        "chunk_size": 16,
+        "head_dim": 32,
+        "hidden_size": 128,
+        "hybrid_override_pattern": "ME*E",
+        "intermediate_size": 64,
+        "mamba_head_dim": 32,
+        "mamba_num_heads": 8,
+        "max_position_embeddings": 1024,
+        "moe_intermediate_size": 64,
+        "moe_latent_size": 64,
+        "moe_shared_expert_intermediate_size": 128,
+        "n_groups": 2,
+        "n_routed_experts": 4,
+        "num_attention_heads": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 2,
+        "ssm_state_size": 16,
+        "vocab_size": 256,
+    }
+
+
+# ------------------------------------------------------------------------------------------------ families
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family: its configuration at both sizes, its modules, and how exporters and engines name its branch.
+
+    `globs` cover the whole branch by its names on disk; `block` and `head` say how vLLM renames the decoder block
+    and the head of an MTP layer that is numbered like a decoder layer.
+    """
+
+    name: str
+    about: str
+    config: Callable[[Size], Config]
+    modules: Callable[[Config, Layout], Iterator[Module]]
+    globs: Callable[[Config], list[str]]
+    layouts: tuple[Layout, ...] = ("each",)
+    block: str = ""
+    head: str = ""
+
+
+def _mtp_glob(config: Config) -> list[str]:
+    del config
+    return ["mtp*"]
+
+
+def _layer_globs(config: Config) -> list[str]:
+    text = config.get("text_config", config)
+    first = text["num_hidden_layers"]
+    return [f"model.layers.{index}*" for index in range(first, first + text["num_nextn_predict_layers"])]
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("qwen3_5", "Qwen3.5 dense, 27B", lambda size: _qwen3_5(size, moe=False), qwen, _mtp_glob),
+        Family(
+            "qwen3_5_moe",
+            "Qwen3.5 MoE, 397B-A17B",
+            lambda size: _qwen3_5(size, moe=True),
+            qwen,
+            _mtp_glob,
+            ("each", "fused"),
+        ),
+        Family("qwen3_next", "Qwen3-Next, 80B-A3B", _qwen3_next, qwen, _mtp_glob),
+        Family("deepseek_v3", "DeepSeek-R1, 671B", _deepseek_v3, deepseek, _layer_globs, head="head"),
+        Family("glm4_moe", "GLM-4.6, 355B", _glm4_moe, glm, _layer_globs, head="head"),
+        Family(
+            "step3p5",
+            "Step-3.5-Flash",
+            _step3p5,
+            step,
+            _layer_globs,
+            ("stacked", "each"),
+            block="mtp_block.",
+            head="shared_head.head",
+        ),
+        Family(
+            "step3p7",
+            "Step-3.7-Flash",
+            _step3p7,
+            step,
+            _layer_globs,
+            ("stacked", "each"),
+            block="mtp_block.",
+            head="shared_head.head",
+        ),
+        Family("nemotron_h", "Nemotron-3 Super, 120B-A12B", _nemotron_h, nemotron, _mtp_glob),
+    )
+}
+
+STEP = ("step3p5", "step3p7")
+"""The families whose configuration holds per-layer arrays."""
