@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mtpfix.model import Built, Event, Format, ModelPrediction, Outcome, Report, Role
-from mtpfix.names import with_experts
+from mtpfix.report.names import with_experts
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,283 @@
+"""The report for a terminal: the verdict, then modules against releases, then each finding with its repair.
+
+Every piece of foreign text is escaped and stands in a `Text`, never in markup. Colour only repeats what a word or a
+letter already says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
+
+from rich.box import Box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from mtpfix.checkpoint.names import collapse_names, natural_key
+from mtpfix.model import Confidence, EngineReport, Finding, Fix, Outcome, Report, Severity, Verdict
+from mtpfix.report.names import shown
+from mtpfix.report.rows import Row, rows_of
+from mtpfix.report.summary import counts, deciding, releases_ascending, verdict_clauses
+
+NARROWEST, WIDEST_PROSE = 40, 120
+MODULE_WIDTH, STORED_WIDTH, CELL_WIDTH, GAP = 26, 8, 12, 2
+MOST_ROWS, MOST_NAMES, LONGEST = 40, 4, 2000
+
+STYLES: Mapping[Outcome | None, str] = {
+    Outcome.OK: "green",
+    Outcome.CRASH: "bold red",
+    Outcome.SILENT: "bold yellow",
+    None: "",
+}
+LETTERS: Mapping[Outcome, str] = {Outcome.CRASH: "C", Outcome.SILENT: "S"}
+SEVERITY_STYLES: Mapping[Severity, str] = {
+    Severity.ERROR: "bold red",
+    Severity.WARNING: "bold yellow",
+    Severity.NOTE: "cyan",
+}
+CELLS: Mapping[Verdict, tuple[str, Outcome | None]] = {
+    Verdict.LOADS: ("loads", Outcome.OK),
+    Verdict.FAILS: ("FAILS", Outcome.CRASH),
+    Verdict.SILENT: ("SILENT", Outcome.SILENT),
+    Verdict.ABSENT: ("none", None),
+    Verdict.UNKNOWN: ("unknown", None),
+}
+RULED = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
+
+Line = tuple[str, str, tuple[tuple[str, Outcome | None], ...]]
+"""A row of the matrix: the module, its stored format, and a cell for each release."""
+
+
+def render(report: Report, *, width: int = 80, color: bool = False, verbose: bool = False) -> str:
+    """Return the report as text of at most `width` columns; `verbose` leaves no row and no evidence out."""
+    written = StringIO()
+    console = Console(
+        file=written,
+        width=max(width, NARROWEST),
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    console.print(_heading(report), width=min(console.width, WIDEST_PROSE))
+    console.print(_verdict(report), width=min(console.width, WIDEST_PROSE))
+    for table in _matrix(report, console.width, verbose=verbose):
+        console.print()
+        console.print(table)
+    for finding in report.findings:
+        console.print()
+        _print_finding(console, finding, verbose=verbose)
+    _print_end(console, report)
+    return "\n".join(line.rstrip(" ") for line in written.getvalue().split("\n"))
+
+
+def _heading(report: Report) -> Text:
+    checkpoint = report.checkpoint
+    block = deciding(report)
+    facts = [shown(report.architecture)] if report.architecture else []
+    if block is not None:
+        facts.append(shown(" ".join(filter(None, (block.method, block.algo)))) + f" by {shown(block.file)}")
+    else:
+        facts.append("no quantization declared")
+    facts += [
+        _plural(len(checkpoint.shards), "file"),
+        _plural(checkpoint.tensor_count, "tensor"),
+        size_text(checkpoint.bytes),
+    ]
+    revision = f"@{shown(checkpoint.revision)}" if checkpoint.revision else ""
+    return Text.assemble((shown(checkpoint.ref) + revision, "bold"), ("  " + ", ".join(facts), "dim"), overflow="fold")
+
+
+def _verdict(report: Report) -> Text:
+    verdict = Text(overflow="fold")
+    for clause in verdict_clauses(report):
+        verdict.append(shown(clause.text), STYLES[clause.outcome])
+        verdict.append(" ")
+    verdict.rstrip()
+    return verdict
+
+
+# ---------------------------------------------------------------------------------------------- the matrix
+
+
+def _matrix(report: Report, width: int, *, verbose: bool) -> Iterable[Table | Text]:
+    columns = list(reversed(releases_ascending(report)))
+    if not columns:
+        return
+    lines, hidden = _lines(report, columns, verbose=verbose)
+    room = max(width, NARROWEST) - MODULE_WIDTH - STORED_WIDTH - 2 * GAP
+    each = max(1, room // (CELL_WIDTH + GAP))
+    for start in range(0, len(columns), each):
+        part = slice(start, start + each)
+        yield _table(columns[part], [(name, stored, cells[part]) for name, stored, cells in lines])
+    yield _legend(lines, hidden, columns)
+
+
+def _lines(report: Report, columns: Sequence[EngineReport], *, verbose: bool) -> tuple[list[Line], int]:
+    """Return the matrix's rows (all of the MTP branch, and what is wrong elsewhere), and how many are left out."""
+    by_name: dict[tuple[str, str], dict[int, Row]] = {}
+    for position, column in enumerate(columns):
+        for model in (column.prediction.target, column.prediction.draft):
+            for row in rows_of(model, report):
+                by_name.setdefault((model.role, row.name), {})[position] = row
+    alike: dict[tuple[str, bool, str, tuple[tuple[str, Outcome | None], ...]], list[str]] = {}
+    for (role, name), rows in by_name.items():
+        if role == "target" and all(row.outcome is Outcome.OK for row in rows.values()):
+            continue
+        cells = tuple(_cell(rows.get(position)) for position in range(len(columns)))
+        formats = [row.stored for row in rows.values() if row.stored]
+        wrong = any(row.outcome is not Outcome.OK for row in rows.values())
+        alike.setdefault((role, wrong, formats[0].value if formats else "absent", cells), []).append(name)
+    lines = [
+        (role, wrong, pattern.text, stored, cells)
+        for (role, wrong, stored, cells), names in alike.items()
+        for pattern in collapse_names(names)
+    ]
+    lines.sort(key=lambda line: (line[0] == "target", natural_key(line[2]), line[3]))
+    kept = lines if verbose or len(lines) <= MOST_ROWS else [line for line in lines if line[1]]
+    kept = kept if verbose else kept[:MOST_ROWS]
+    models: list[Line] = [
+        ("main model", "", tuple(CELLS[column.prediction.target.verdict] for column in columns)),
+        ("MTP draft", "", tuple(CELLS[column.prediction.draft.verdict] for column in columns)),
+    ]
+    return models + [(text, stored, cells) for _, _, text, stored, cells in kept], len(lines) - len(kept)
+
+
+def _cell(row: Row | None) -> tuple[str, Outcome | None]:
+    if row is None:
+        return "-", None
+    if row.outcome is Outcome.OK:
+        return "ok", Outcome.OK
+    return f"{LETTERS[row.outcome]} {row.built.value if row.built else 'no place'}", row.outcome
+
+
+def _table(columns: Sequence[EngineReport], lines: Sequence[Line]) -> Table:
+    table = Table(box=RULED, show_edge=False, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    table.add_column("module", overflow="fold", min_width=MODULE_WIDTH)
+    table.add_column("stored", overflow="fold", max_width=STORED_WIDTH + 3)
+    for column in columns:
+        table.add_column(_release(column), overflow="fold", min_width=CELL_WIDTH - 2, max_width=CELL_WIDTH + GAP)
+    for number, (name, stored, cells) in enumerate(lines):
+        written = [Text(text, STYLES[outcome]) for text, outcome in cells]
+        table.add_row(Text(shown(name)), Text(stored), *written, end_section=number == 1 and len(lines) > 2)
+    return table
+
+
+def _release(column: EngineReport) -> Text:
+    engine, _, releases = shown(column.range).partition(" ")
+    releases = releases or "all releases"
+    title = Text(f"{engine}\n{releases}")
+    if column.prediction.confidence is Confidence.DERIVED:
+        title.append("\nderived", "not bold dim")
+    return title
+
+
+def _legend(lines: Sequence[Line], hidden: int, columns: Sequence[EngineReport]) -> Text:
+    used = {outcome for _, _, cells in lines[2:] for _, outcome in cells}
+    parts = []
+    if Outcome.CRASH in used:
+        parts.append("C: raises while loading, built in that format")
+    if Outcome.SILENT in used:
+        parts.append("S: loads without a word, but weights are missing, unwritten or misread")
+    if any(column.prediction.confidence is Confidence.DERIVED for column in columns):
+        parts.append("derived: read from the engine's source, not run")
+    if hidden:
+        parts.append(f"{_plural(hidden, 'more row')} with -v")
+    return Text("; ".join(parts) + ("." if parts else ""), "dim")
+
+
+# -------------------------------------------------------------------------------------------- the findings
+
+
+def _print_finding(console: Console, finding: Finding, *, verbose: bool) -> None:
+    head = Text(overflow="fold")
+    head.append(finding.severity.value, SEVERITY_STYLES[finding.severity])
+    head.append(f" {shown(finding.rule)} {shown(finding.name)}", "bold")
+    where = ", ".join(shown(each.text) for each in finding.engines)
+    if where:
+        derived = ", derived" if finding.confidence is Confidence.DERIVED else ""
+        head.append(f"  {where}{derived}", "dim")
+    console.print(head, width=min(console.width, WIDEST_PROSE))
+    table = Table.grid(padding=(0, GAP, 0, 0))
+    table.add_column(min_width=8, style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in _details(finding, verbose=verbose):
+        table.add_row(label, text)
+    console.print(Padding(table, (0, 0, 0, 2)), width=min(console.width, WIDEST_PROSE))
+
+
+def _details(finding: Finding, *, verbose: bool) -> Iterable[tuple[str, Text]]:
+    yield "what", Text(shown(finding.message, LONGEST))
+    if finding.module:
+        count = f" ({finding.count:,} modules)" if finding.count > 1 else ""
+        yield "where", Text(shown(finding.module) + count)
+    if finding.stored or finding.built:
+        sides = [(finding.stored, "stored"), (finding.built, "built")]
+        yield "formats", Text(", ".join(f"{side} {shown(text)}" for text, side in sides if text))
+    if finding.error:
+        yield "raises", Text(shown(finding.error, LONGEST), "red")
+    shortened = finding.evidence if verbose or len(finding.evidence) <= 3 else finding.evidence[:3]
+    for number, source in enumerate(shortened):
+        more = (
+            f" and {len(finding.evidence) - 3} more" if number == 2 and len(shortened) < len(finding.evidence) else ""
+        )
+        yield "" if number else "evidence", Text(shown(source) + more, "dim")
+    for fix in finding.fixes:
+        yield "repair", _repair(fix)
+
+
+def _repair(fix: Fix) -> Text:
+    manner = "safe" if fix.safe else "your decision"
+    return Text.assemble(
+        (shown(fix.title, 600), "green"), (f" ({manner}, writes {size_text(fix.bytes_written)})", "dim")
+    )
+
+
+def _print_end(console: Console, report: Report) -> None:
+    width = min(console.width, WIDEST_PROSE)
+    if report.notes:
+        console.print()
+    for note in report.notes:
+        console.print(Text(f"note: {shown(note, LONGEST)}", "dim"), width=width)
+    unread = sorted(report.checkpoint.unread)
+    console.print()
+    if unread or not report.complete:
+        names = ", ".join(shown(name) for name in unread[:5]) + (
+            f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        )
+        console.print(
+            Text(
+                f"INCOMPLETE, so nothing here is called clean. Not read: {names or 'part of the checkpoint'}",
+                "bold red",
+            ),
+            width=width,
+        )
+    tally = counts(report)
+    said = ", ".join(_plural(count, severity.value) for severity, count in tally.items() if count)
+    if not said:
+        console.print(Text("No findings."), width=width)
+        return
+    rules = dict.fromkeys(finding.rule for finding in report.findings)
+    console.print(Text(f"{said}. More on a rule: mtpfix explain {shown(next(iter(rules)))}"), width=width)
+
+
+def _first(texts: Sequence[str], most: int, between: str) -> str:
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return between.join(shown(text) for text in texts[:most]) + more
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes as a person reads it, in powers of 1000: `0 bytes`, `1.2 kB`, `416.6 GB`."""
+    if size < 1000:
+        return _plural(size, "byte")
+    power = next((power for power in (1, 2, 3) if size < 999.95 * 1000**power), 4)
+    return f"{size / 1000**power:,.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
