@@ -200,8 +200,8 @@ def refused_patterns(names: Iterable[str], *, starred: bool = False) -> tuple[st
     a file and may be built to run for years: accepted are few repeats, none around a repeat or around alternatives.
     """
     if starred:
-        return tuple(name for name in names if ("*" in name or "." in name) and _compile(_starred(name)) is None)
-    return tuple(name for name in names if name.startswith("re:") and _compile(name[3:]) is None)
+        return tuple(name for name in names if ("*" in name or "." in name) and compile_pattern(_starred(name)) is None)
+    return tuple(name for name in names if name.startswith("re:") and compile_pattern(name[3:]) is None)
 
 
 def _starred(name: str) -> str:
@@ -210,18 +210,18 @@ def _starred(name: str) -> str:
 
 @lru_cache(maxsize=65536)
 def _matches(pattern: str, name: str) -> bool:
-    compiled = _compile(pattern)
+    compiled = compile_pattern(pattern)
     return compiled is not None and compiled.match(name) is not None
 
 
 @lru_cache(maxsize=65536)
 def _matches_whole(pattern: str, name: str) -> bool:
-    compiled = _compile(pattern)
+    compiled = compile_pattern(pattern)
     return compiled is not None and compiled.fullmatch(name) is not None
 
 
 @lru_cache(maxsize=4096)
-def _compile(pattern: str) -> re.Pattern[str] | None:
+def compile_pattern(pattern: str) -> re.Pattern[str] | None:
     """Compile a pattern of a file; None where it is malformed, too costly, or read differently by `re` and `regex`."""
     if len(pattern) > _LONGEST or not _affordable(pattern):
         return None

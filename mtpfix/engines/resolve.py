@@ -1,0 +1,412 @@
+"""Which quantization block an engine obeys, which method it resolves to, and the error where it refuses the block.
+
+Knows vLLM's order of files and keys, its forms of ModelOpt blocks and the texts of its refusals; what changed between
+releases is data (`vllm.toml`). Knows no family: which configuration a draft gets is family data, and a rewrite of one
+method into another by the model's type is not seen here. Methods whose matching this package does not have are named,
+never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtpfix.engines import Engine
+from mtpfix.engines.matching import refused_patterns
+from mtpfix.model import Declaration, Format, Scheme
+
+SIMULATED = frozenset({"modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed", "compressed-tensors", "fp8"})
+"""Methods whose matching is known here; a checkpoint without any method is simulated as well."""
+
+FORMATS: Mapping[str, Format] = {
+    "FP8": Format.FP8,
+    "FP8_PER_CHANNEL_PER_TOKEN": Format.FP8_CHANNEL,
+    "FP8_PB_WO": Format.FP8_BLOCK,
+    "FP8_BLOCK_SCALES": Format.FP8_BLOCK,
+    "NVFP4": Format.NVFP4,
+    "W4A16_NVFP4": Format.NVFP4_A16,
+    "MXFP8": Format.MXFP8,
+}
+"""What a layer is built as for each algorithm of ModelOpt."""
+
+UNKNOWN_NESTED = "Unknown ModelOpt quant algo: {algo}"
+UNSUPPORTED = (
+    "ModelOpt currently only supports: {algorithms} quantizations in vLLM. Please check the `hf_quant_config.json` "
+    "file for your model's quant configuration."
+)
+UNSUPPORTED_FP8 = "Unsupported ModelOpt FP8 quant_algo for vLLM: {algo}. Supported: {supported}."
+UNSUPPORTED_FP4 = "Unsupported ModelOpt NVFP4 quant_algo: {algo}. Supported: {supported}."
+NOT_A_TABLE = "Expected 'quantization' to be a dictionary in config"
+NO_ALGORITHM = "Missing 'quant_algo' in quantization config"
+CACHE_TYPE = "kv_cache_quant_algo must be a string, got {type}"
+LIST_TYPE = "exclude_modules must be a list, got {type}"
+GROUP_TYPE = "group_size must be an integer, got {type}"
+FIELDS_MISSING = "{format} quantization requires the following fields in hf_quant_config.json: {fields}"
+NO_LAYERS = "MIXED_PRECISION quant_algo requires a non-empty 'quantized_layers' mapping in the quantization config."
+NO_FILE = "Cannot find the config file for modelopt_mixed"
+OTHER_PRODUCER = "Unsupported quantization config found for modelopt_mixed in {file}."
+KEY_MISSING = "Cannot find any of {keys} in the model's quantization config."
+ACTIVATIONS = "Unsupported activation scheme {scheme}"
+BLOCK_DIMENSIONS = "The quantization block size of weight must have 2 dimensions, but got {count} dimensions"
+BLOCK_ACTIVATIONS = (
+    "The block-wise quantization only supports dynamic activation scheme for now, but got {scheme} activation scheme."
+)
+SPARSE = "Sparsity support has been removed from compressed-tensors. Please use a model without sparsity configuration."
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What an engine makes of a checkpoint's declarations.
+
+    `method` is the engine's name for it, None where the model counts as unquantized. `declaration` is the block whose
+    lists count; `excludes` its list under the key that the engine reads, `layers` the algorithm of each name of an
+    allow-list (None where the entry has none). `algo` and `scheme` hold for the whole model, None where lists say.
+    `error` is the class and exact text of the exception that refuses the block. `simulated` is False where this package
+    does not know the method's matching; `reason` then says so.
+    """
+
+    method: str | None
+    declaration: Declaration | None
+    algo: str | None = None
+    scheme: Scheme | None = None
+    error: tuple[str, str] | None = None
+    because: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    layers: Mapping[str, str | None] = field(default_factory=dict)
+    simulated: bool = True
+    reason: str = ""
+
+
+class _RefusedError(Exception):
+    """The engine raises: class and text of its exception, and the source of the text."""
+
+    def __init__(self, name: str, text: str, source: str) -> None:
+        super().__init__(text)
+        self.name, self.text, self.source = name, text, source
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """The facts of one release; `cited` collects the sources of those that were asked for."""
+
+    engine: Engine
+    version: str
+    cited: list[str] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> Any:
+        value, source = self.engine.fact(name, self.version)
+        if source and source not in self.cited:
+            self.cited.append(source)
+        return value
+
+    def refuse(self, name: str, text: str, fact: str) -> _RefusedError:
+        return _RefusedError(name, text, self.engine.fact(fact, self.version)[1])
+
+
+def resolve(declarations: Sequence[Declaration], engine: Engine, version: str) -> Resolved:
+    """Return which declaration an engine obeys at a release, as which method, or the error it refuses it with."""
+    facts = _Facts(engine, version)
+    attached = _attached(declarations, facts)
+    judged = _first(declarations, ("text_config", "quantization_config"), ("text_config", "compression_config"))
+    block = attached or _first(declarations, ("compression_config",)) or judged
+    if block is None:
+        return Resolved(None, None, because=tuple(facts.cited))
+    # The method is read off one block and the configuration built from another, where compression_config is involved.
+    built = attached or _first(declarations, ("text_config", "quantization_config"), ("compression_config",)) or block
+    method: str | None = None
+    try:
+        method = _method(block, facts)
+        return _build(declarations, built, method, facts)
+    except _RefusedError as refused:
+        because = (*facts.cited, *([refused.source] if refused.source not in facts.cited else []))
+        return Resolved(method, built, error=(refused.name, refused.text), because=because)
+
+
+def _first(declarations: Sequence[Declaration], *paths: tuple[str, ...]) -> Declaration | None:
+    found = (one for path in paths for one in declarations if one.file == "config.json" and one.path == path)
+    return next(found, None)
+
+
+def _attached(declarations: Sequence[Declaration], facts: _Facts) -> Declaration | None:
+    """Return the block that becomes the configuration's own: the top-level one, else the other file as a whole."""
+    files: list[str] = facts["quantization_files"]
+    top = _first(declarations, ("quantization_config",))
+    return top or next((one for one in declarations if one.file in files[1:]), None)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+# ----------------------------------------------------------------------------------------------- method
+
+
+def _method(block: Declaration, facts: _Facts) -> str | None:
+    raw = block.raw
+    named = _nested_method(raw, facts) or _text(raw.get("quant_method"))
+    method = named.lower().replace("compressed_tensors", "compressed-tensors")
+    known = facts["modelopt_methods"]
+    if method == "modelopt" or (known == "prefix" and method.startswith("modelopt")):
+        return _OVERRIDES[facts["modelopt_override"]](raw) or method
+    return method or None
+
+
+def _nested_method(raw: Mapping[str, Any], facts: _Facts) -> str | None:
+    """Return the method the engine writes into a block of the nested form, None where it leaves the block alone."""
+    nested = _table(raw.get("quantization"))
+    legacy = facts["nested_without_producer"] and "modelopt_quant_config" in nested
+    if _table(raw.get("producer")).get("name") != "modelopt" and not legacy:
+        return None
+    algo = nested.get("quant_algo")
+    if algo is None:
+        return None
+    spelled = str(algo).upper() if facts["modelopt_case"] == "upper" else algo
+    method = _table(facts["nested_algorithms"]).get(spelled) if isinstance(spelled, str) else None
+    if method is None:
+        raise facts.refuse("ValueError", UNKNOWN_NESTED.format(algo=algo), "nested_algorithms")
+    return str(method)
+
+
+def _algo(raw: Mapping[str, Any]) -> object:
+    if "quantization" in raw:
+        return raw["quantization"].get("quant_algo", "") if isinstance(raw["quantization"], Mapping) else None
+    return raw.get("quant_algo", "")
+
+
+def _fp8_inside(raw: Mapping[str, Any]) -> str | None:
+    algo = _algo(raw)
+    return "modelopt" if isinstance(algo, str) and "FP8" in algo else _fp4_inside(raw)
+
+
+def _fp8_inside_upper(raw: Mapping[str, Any]) -> str | None:
+    algo = _algo(raw)
+    return "modelopt" if algo is not None and "FP8" in str(algo).upper() else _fp4_inside(raw)
+
+
+def _fp8_only(raw: Mapping[str, Any]) -> str | None:
+    algo = _algo(raw)
+    if algo is not None and str(algo).upper() == "FP8":
+        return "modelopt"
+    return _fp4_inside(raw) or ("modelopt_mxfp8" if algo is not None and "MXFP8" in str(algo).upper() else None)
+
+
+def _fp4_inside(raw: Mapping[str, Any]) -> str | None:
+    algo = _algo(raw)
+    if not isinstance(algo, str):
+        return None
+    inside = "NVFP4" in algo if "quantization" in raw else "FP4" in algo.upper()
+    return "modelopt_fp4" if inside else None
+
+
+def _extracted(raw: Mapping[str, Any]) -> str | None:
+    algo = _algo(raw)
+    spelled = "" if algo is None else str(algo).upper()
+    if spelled == "FP8":
+        return "modelopt"
+    if "FP4" in spelled:
+        return "modelopt_fp4"
+    if "MXFP8" in spelled:
+        return "modelopt_mxfp8"
+    return "modelopt_mixed" if spelled == "MIXED_PRECISION" else None
+
+
+_OVERRIDES = {
+    "fp8-inside": _fp8_inside,
+    "fp8-inside-upper": _fp8_inside_upper,
+    "fp8-only": _fp8_only,
+    "extracted": _extracted,
+}
+
+# ----------------------------------------------------------------------------------------------- building
+
+
+def _build(declarations: Sequence[Declaration], block: Declaration, method: str | None, facts: _Facts) -> Resolved:
+    if method is None:
+        return Resolved(None, block, because=tuple(facts.cited))
+    if method not in SIMULATED:
+        reason = f"the quantization method {method} is not predicted"
+        return Resolved(method, block, because=tuple(facts.cited), simulated=False, reason=reason)
+    if method == "compressed-tensors":
+        resolved = _compressed(block, facts)
+    elif method == "fp8":
+        resolved = _fp8(block, facts)
+    else:
+        resolved = _modelopt(_mixed_block(declarations, block, method, facts), method, facts)
+    return resolved
+
+
+def _mixed_block(declarations: Sequence[Declaration], block: Declaration, method: str, facts: _Facts) -> Declaration:
+    """Return the block itself, or that of the other file where a mixed one does not say its layers at the top."""
+    if method != "modelopt_mixed" or "quantized_layers" in block.raw:
+        return block
+    other = next((one for one in declarations if one.file in facts["quantization_files"][1:]), None)
+    if other is None:
+        raise facts.refuse("ValueError", NO_FILE, "mixed_other_file")
+    if _table(other.raw.get("producer")).get("name") != "modelopt":
+        handle = f"<_io.TextIOWrapper name='{other.file}' mode='r' encoding='UTF-8'>"
+        raise facts.refuse("ValueError", OTHER_PRODUCER.format(file=handle), "mixed_other_file")
+    facts["mixed_other_file"]
+    return other
+
+
+def _modelopt(block: Declaration, method: str, facts: _Facts) -> Resolved:
+    raw = block.raw
+    nested = "quantization" in raw
+    inner = raw["quantization"] if nested else raw
+    if not isinstance(inner, Mapping):
+        raise facts.refuse("ValueError", NOT_A_TABLE, "modelopt_reader")
+    key = "exclude_modules" if nested else "ignore"
+    algo = _checked_algo(inner, key, nested=nested, method=method, facts=facts)
+    layers: dict[str, str | None] = {}
+    if method == "modelopt_fp4":
+        _check_fields(
+            inner, "NVFP4", ("group_size", "kv_cache_quant_algo", "exclude_modules"), nested=nested, facts=facts
+        )
+        algo = _weights_only(raw, algo, facts)
+    elif method == "modelopt_mxfp8":
+        _check_fields(inner, "MXFP8", ("kv_cache_quant_algo", "exclude_modules"), nested=nested, facts=facts)
+    elif method == "modelopt_mixed":
+        layers = dict(_algorithms(inner))
+        if not layers:
+            raise facts.refuse("ValueError", NO_LAYERS, "mixed_other_file")
+    _check_owner(algo, method, facts)
+    excludes = block.excludes if block.exclude_key == key else ()
+    unread = refused_patterns(excludes, starred=True) if facts["modelopt_wildcards"] == "regex" else ()
+    return Resolved(
+        method=method,
+        declaration=block,
+        algo=algo,
+        scheme=_scheme(algo, inner) if method != "modelopt_mixed" else None,
+        because=tuple(facts.cited),
+        excludes=excludes,
+        layers=layers,
+        simulated=not unread,
+        reason=f"the entry {unread[0]!r} is not run as a pattern" if unread else "",
+    )
+
+
+def _checked_algo(inner: Mapping[str, Any], key: str, *, nested: bool, method: str, facts: _Facts) -> str:
+    """Return the algorithm as the release spells it, after the checks of `from_config`, in its order."""
+    strict = facts["modelopt_reader"] == "strict"
+    algo = inner.get("quant_algo")
+    if not algo and (nested or strict):
+        raise facts.refuse("ValueError", NO_ALGORITHM, "modelopt_reader")
+    if strict or method == "modelopt_fp4":
+        cache = inner.get("kv_cache_quant_algo") if nested or facts["flat_cache_key"] == "kv_cache_quant_algo" else None
+        if cache is not None and not isinstance(cache, str):
+            raise facts.refuse("ValueError", CACHE_TYPE.format(type=type(cache)), "modelopt_reader")
+        listed = inner.get(key, [])
+        if not isinstance(listed, list):
+            raise facts.refuse("ValueError", LIST_TYPE.format(type=type(listed)), "modelopt_reader")
+        if not _integer(inner.get("group_size")):
+            raise facts.refuse("ValueError", GROUP_TYPE.format(type=type(inner["group_size"])), "modelopt_reader")
+    spelled = str(algo or "").upper() if facts["modelopt_case"] == "upper" else str(algo or "")
+    known: list[str] = facts["modelopt_algorithms"]
+    if spelled not in known:
+        raise facts.refuse("ValueError", UNSUPPORTED.format(algorithms=known), "modelopt_algorithms")
+    return spelled
+
+
+def _integer(value: object) -> bool:
+    if value is None or isinstance(value, int):
+        return True
+    try:
+        int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _check_fields(inner: Mapping[str, Any], name: str, fields: Sequence[str], *, nested: bool, facts: _Facts) -> None:
+    missing = [one for one in fields if one not in inner] if nested else []
+    if missing:
+        raise facts.refuse("ValueError", FIELDS_MISSING.format(format=name, fields=missing), "modelopt_reader")
+
+
+def _check_owner(algo: str, method: str, facts: _Facts) -> None:
+    """Refuse an algorithm that the release knows, but not as this method."""
+    owned: dict[str, list[str]] | None = facts["modelopt_owners"]
+    if owned is None or method not in owned or algo in owned[method]:
+        return
+    text = UNSUPPORTED_FP8 if method == "modelopt" else UNSUPPORTED_FP4
+    raise facts.refuse("ValueError", text.format(algo=algo, supported=" / ".join(owned[method])), "modelopt_owners")
+
+
+def _weights_only(raw: Mapping[str, Any], algo: str, facts: _Facts) -> str:
+    """Return W4A16_NVFP4 where every group leaves its activations alone and the release looks at that."""
+    groups = raw.get("config_groups")
+    if algo != "NVFP4" or not facts["null_activations"] or not isinstance(groups, Mapping) or not groups:
+        return algo
+    plain = all(isinstance(one, Mapping) and one.get("input_activations") is None for one in groups.values())
+    return "W4A16_NVFP4" if plain else algo
+
+
+def _algorithms(inner: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+    for name, entry in _table(inner.get("quantized_layers")).items():
+        algo = _table(entry).get("quant_algo")
+        yield name, algo if isinstance(algo, str) else None
+
+
+def _scheme(algo: str, inner: Mapping[str, Any]) -> Scheme:
+    built = FORMATS.get(algo, Format.UNKNOWN)
+    size = inner.get("group_size")
+    return Scheme(
+        format=built,
+        algo=algo,
+        group_size=size if isinstance(size, int) else None,
+        activations_quantized=built is not Format.NVFP4_A16,
+    )
+
+
+def _fp8(block: Declaration, facts: _Facts) -> Resolved:
+    raw = block.raw
+    if "activation_scheme" not in raw:
+        raise facts.refuse("ValueError", KEY_MISSING.format(keys=["activation_scheme"]), "fp8_reader")
+    activations = raw["activation_scheme"]
+    if activations not in ("static", "dynamic"):
+        raise facts.refuse("ValueError", ACTIVATIONS.format(scheme=activations), "fp8_reader")
+    block_size = raw.get("weight_block_size")
+    if isinstance(block_size, Sequence) and len(block_size) != 2:
+        raise facts.refuse("ValueError", BLOCK_DIMENSIONS.format(count=len(block_size)), "fp8_reader")
+    if block_size is not None and activations != "dynamic":
+        raise facts.refuse("ValueError", BLOCK_ACTIVATIONS.format(scheme=activations), "fp8_reader")
+    stored = facts["fp8_store_dtype"] and raw.get("store_dtype")
+    readable = ("ignored_layers", "modules_to_not_convert")
+    return Resolved(
+        method="fp8",
+        declaration=block,
+        algo="FP8",
+        scheme=Scheme(Format.FP8 if block_size is None else Format.FP8_BLOCK, "FP8", None, activations_quantized=True),
+        because=tuple(facts.cited),
+        excludes=block.excludes if block.exclude_key in readable else (),
+        simulated=not stored,
+        reason=f"store_dtype {stored!r} is not predicted" if stored else "",
+    )
+
+
+def _compressed(block: Declaration, facts: _Facts) -> Resolved:
+    raw = block.raw
+    reasons: list[str] = []
+    if _table(raw.get("sparsity_config")).get("targets"):
+        if facts["ct_sparsity"] == "refused":
+            raise facts.refuse("DeprecationWarning", SPARSE, "ct_sparsity")
+        reasons.append("a sparsity_config is not predicted")
+    if raw.get("transform_config"):
+        reasons.append("a transform_config is not predicted")
+    excludes = block.excludes if block.exclude_key == "ignore" else ()
+    unread = refused_patterns((*excludes, *(name for group in block.groups for name in group.targets)))
+    if unread:
+        reasons.append(f"the pattern {unread[0]!r} is not run")
+    return Resolved(
+        method="compressed-tensors",
+        declaration=block,
+        because=tuple(facts.cited),
+        excludes=excludes,
+        simulated=not reasons,
+        reason="; ".join(reasons),
+    )
