@@ -21,8 +21,8 @@ from mtpfix.report.names import shown
 from mtpfix.report.rows import Row, rows_of
 from mtpfix.report.summary import counts, deciding, releases_ascending, verdict_clauses
 
-NARROWEST, WIDEST_PROSE = 40, 120
-MODULE_WIDTH, STORED_WIDTH, CELL_WIDTH, GAP = 26, 8, 12, 2
+NARROWEST, WIDEST, WIDEST_PROSE = 40, 200, 120
+MODULE_WIDTH, STORED_WIDTH, CELL_WIDTH, GAP = 20, 9, 12, 2
 MOST_ROWS, MOST_NAMES, LONGEST = 40, 4, 2000
 
 STYLES: Mapping[Outcome | None, str] = {
@@ -64,11 +64,11 @@ def render(report: Report, *, width: int = 80, color: bool = False, verbose: boo
         emoji=False,
         legacy_windows=False,
     )
-    console.print(_heading(report), width=min(console.width, WIDEST_PROSE))
-    console.print(_verdict(report), width=min(console.width, WIDEST_PROSE))
-    for table in _matrix(report, console.width, verbose=verbose):
+    for part in (_title(report), _verdict(report), _facts(report)):
+        console.print(part, width=min(console.width, WIDEST_PROSE))
+    for table in _matrix(report, min(console.width, WIDEST), verbose=verbose):
         console.print()
-        console.print(table)
+        console.print(table, width=min(console.width, WIDEST if isinstance(table, Table) else WIDEST_PROSE))
     for finding in report.findings:
         console.print()
         _print_finding(console, finding, verbose=verbose)
@@ -76,27 +76,29 @@ def render(report: Report, *, width: int = 80, color: bool = False, verbose: boo
     return "\n".join(line.rstrip(" ") for line in written.getvalue().split("\n"))
 
 
-def _heading(report: Report) -> Text:
+def _title(report: Report) -> Text:
+    revision = report.checkpoint.revision
+    return Text(shown(report.checkpoint.ref) + (f"@{shown(revision)}" if revision else ""), "bold", overflow="fold")
+
+
+def _facts(report: Report) -> Text:
     checkpoint = report.checkpoint
     block = deciding(report)
     facts = [shown(report.architecture)] if report.architecture else []
-    if block is not None:
-        facts.append(shown(" ".join(filter(None, (block.method, block.algo)))) + f" by {shown(block.file)}")
-    else:
+    if block is None:
         facts.append("no quantization declared")
-    facts += [
-        _plural(len(checkpoint.shards), "file"),
-        _plural(checkpoint.tensor_count, "tensor"),
-        size_text(checkpoint.bytes),
-    ]
-    revision = f"@{shown(checkpoint.revision)}" if checkpoint.revision else ""
-    return Text.assemble((shown(checkpoint.ref) + revision, "bold"), ("  " + ", ".join(facts), "dim"), overflow="fold")
+    else:
+        facts.append(shown(" ".join(filter(None, (block.method, block.algo)))) + f" by {shown(block.file)}")
+    facts.append(_plural(len(checkpoint.shards), "file"))
+    facts.append(_plural(checkpoint.tensor_count, "tensor"))
+    facts.append(size_text(checkpoint.bytes))
+    return Text(", ".join(facts), "dim", overflow="fold")
 
 
 def _verdict(report: Report) -> Text:
     verdict = Text(overflow="fold")
     for clause in verdict_clauses(report):
-        verdict.append(shown(clause.text), STYLES[clause.outcome])
+        verdict.append(shown(clause.text, LONGEST), STYLES[clause.outcome])
         verdict.append(" ")
     verdict.rstrip()
     return verdict
@@ -110,11 +112,12 @@ def _matrix(report: Report, width: int, *, verbose: bool) -> Iterable[Table | Te
     if not columns:
         return
     lines, hidden = _lines(report, columns, verbose=verbose)
-    room = max(width, NARROWEST) - MODULE_WIDTH - STORED_WIDTH - 2 * GAP
-    each = max(1, room // (CELL_WIDTH + GAP))
+    room = width - STORED_WIDTH - GAP
+    each = max(1, (room - MODULE_WIDTH - GAP) // (CELL_WIDTH + GAP))
     for start in range(0, len(columns), each):
         part = slice(start, start + each)
-        yield _table(columns[part], [(name, stored, cells[part]) for name, stored, cells in lines])
+        names = min(max(len(line[0]) for line in lines), room - GAP - len(columns[part]) * (CELL_WIDTH + GAP))
+        yield _table(columns[part], [(name, stored, cells[part]) for name, stored, cells in lines], names)
     yield _legend(lines, hidden, columns)
 
 
@@ -156,25 +159,35 @@ def _cell(row: Row | None) -> tuple[str, Outcome | None]:
     return f"{LETTERS[row.outcome]} {row.built.value if row.built else 'no place'}", row.outcome
 
 
-def _table(columns: Sequence[EngineReport], lines: Sequence[Line]) -> Table:
-    table = Table(box=RULED, show_edge=False, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-    table.add_column("module", overflow="fold", min_width=MODULE_WIDTH)
-    table.add_column("stored", overflow="fold", max_width=STORED_WIDTH + 3)
+def _table(columns: Sequence[EngineReport], lines: Sequence[Line], names: int) -> Table:
+    table = Table(box=RULED, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0), header_style="bold")
+    table.add_column("\n\nmodule", overflow="fold", width=max(names, len("main model")))
+    table.add_column("\n\nstored", overflow="fold", width=STORED_WIDTH)
     for column in columns:
-        table.add_column(_release(column), overflow="fold", min_width=CELL_WIDTH - 2, max_width=CELL_WIDTH + GAP)
+        table.add_column(_release(column), overflow="fold", width=CELL_WIDTH)
     for number, (name, stored, cells) in enumerate(lines):
         written = [Text(text, STYLES[outcome]) for text, outcome in cells]
-        table.add_row(Text(shown(name)), Text(stored), *written, end_section=number == 1 and len(lines) > 2)
+        table.add_row(
+            Text(_folded(shown(name), names)), Text(stored), *written, end_section=number == 1 and len(lines) > 2
+        )
     return table
 
 
 def _release(column: EngineReport) -> Text:
     engine, _, releases = shown(column.range).partition(" ")
     releases = releases or "all releases"
-    title = Text(f"{engine}\n{releases}")
-    if column.prediction.confidence is Confidence.DERIVED:
-        title.append("\nderived", "not bold dim")
-    return title
+    return Text.assemble(f"{engine}\n{releases}\n", (column.prediction.confidence.value, "not bold dim"))
+
+
+def _folded(name: str, width: int) -> str:
+    """Return a name in lines of at most `width`, broken behind a dot outside braces, or a comma, where there is one."""
+    lines = []
+    while len(name) > width:
+        dots = [at + 1 for at in range(width) if name[at] == "." and name[:at].count("{") == name[:at].count("}")]
+        cut = dots[-1] if dots else name.rfind(",", 0, width) + 1 or width
+        lines.append(name[:cut])
+        name = name[cut:]
+    return "\n".join([*lines, name])
 
 
 def _legend(lines: Sequence[Line], hidden: int, columns: Sequence[EngineReport]) -> Text:
@@ -203,8 +216,8 @@ def _print_finding(console: Console, finding: Finding, *, verbose: bool) -> None
         derived = ", derived" if finding.confidence is Confidence.DERIVED else ""
         head.append(f"  {where}{derived}", "dim")
     console.print(head, width=min(console.width, WIDEST_PROSE))
-    table = Table.grid(padding=(0, GAP, 0, 0))
-    table.add_column(min_width=8, style="dim", no_wrap=True)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(min_width=len("evidence"), style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in _details(finding, verbose=verbose):
         table.add_row(label, text)
