@@ -45,6 +45,8 @@ class Planned:
     required: bool
     source: str
     index: int | None
+    unknown: Table | None = None
+    partial_scalars: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: 
     return Blueprint(tuple(modules), absent, claimed)
 
 
-def _list(value: str | Sequence[str]) -> list[str]:
+def _list(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
@@ -146,6 +148,8 @@ def _modules(
                 required=required,
                 source=str(entry.get("source", "")),
                 index=index,
+                unknown=pick(entry.get("unknown"), version),
+                partial_scalars=bool(pick(entry.get("partial_scalars"), version)),
             )
 
 
@@ -153,7 +157,7 @@ def _whole_name(
     entry: Table, key: str, parent: str, name: str, numbers: Numbers, index: int | None, version: str
 ) -> str:
     given = pick(entry.get(key), version)
-    if given is not None:
+    if isinstance(given, str):
         return fill(given, numbers, index)
     return _below(parent, name)
 
@@ -196,7 +200,7 @@ def _holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool
         return index >= value if condition["layer"] == "at_least" else index < value
     expected = condition.get("equals", condition.get("char"))
     if isinstance(value, (list, str)):
-        return index is not None and index < len(value) and bool(value[index] == expected)
+        return index is not None and index < len(value) and value[index] == expected
     return bool(value == expected)
 
 

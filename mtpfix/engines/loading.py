@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mtpfix.checkpoint.stored import variants
 from mtpfix.engines.blueprint import Place, Planned
 from mtpfix.engines.parameters import PLAIN_DTYPES, Parameter, parameters_of, shape_of
 from mtpfix.facts import Table
@@ -32,6 +33,7 @@ Kind = Literal[
     "array-short",
     "fused-partly-listed",
     "declaration-refused",
+    "class-broken",
 ]
 """Causes of events: a closed vocabulary that the rules read."""
 
@@ -53,6 +55,7 @@ class Loader:
     never_loaded: Table | None
     takes: tuple[re.Pattern[str], ...]
     skips: tuple[re.Pattern[str], ...]
+    refuses_cache_scales: bool
 
     def looks_at(self, name: str) -> bool:
         """Return whether this loader looks at a tensor of this name, rather than dropping it without a word."""
@@ -95,11 +98,13 @@ def load_module(module: Module, stored: Mapping[str, Stored], loader: Loader) ->
     planned = module.planned
     table = parameters_of(module.built, module.dialect)
     written: dict[str, int] = {}
-    present = [(place, stored[place.module]) for place in planned.places if place.module in stored]
+    present = [(place, item) for place in planned.places for item in variants(stored, place.module)]
     for place, item in present:
         kind = kind_of(item, module.built, module.dialect)
         for suffix, part in item.parts.items():
             if suffix in CACHE_SCALES:
+                if loader.refuses_cache_scales:
+                    yield from _unknown(module, place, suffix, part, "same", loader)
                 continue
             if planned.layer == "norm":
                 written[suffix] = written.get(suffix, 0) + 1
@@ -118,7 +123,7 @@ def _unknown(
 ) -> Iterator[Event]:
     planned = module.planned
     experts = planned.layer == "experts"
-    fact = loader.unknown_experts if experts else loader.unknown
+    fact = planned.unknown or (loader.unknown_experts if experts else loader.unknown)
     if suffix == "bias" or suffix in fact.get("except", ()) or any(suffix.endswith(end.lstrip(".")) for end in fact.get("except", ())):
         return
     name = parameter_name(planned, place, suffix, loader)
@@ -153,7 +158,9 @@ def refuse(
     sources = tuple(dict.fromkeys((*because, *([fact["source"]] if fact.get("source") else []))))
     if does == "skip":
         return Event(kind, Outcome.SILENT, module, tensor, "", _fill(fact.get("text", ""), name=name), sources, order, count)
-    text = _fill(fact.get("text", "'{name}'" if does == "KeyError" else ""), name=name, **{"class": loader.model_class})
+    layer, _, leaf = name.rpartition(".")
+    words = {"name": name, "class": loader.model_class, "leaf": leaf, "layer": layer}
+    text = _fill(fact.get("text", "'{name}'" if does == "KeyError" else ""), **words)
     return Event(kind, Outcome.CRASH, module, tensor, does, text, sources, order, count)
 
 
@@ -260,6 +267,9 @@ def _unwritten(
             holes = [name for name, part in item.parts.items() if part.experts is not None and part.experts != item.experts]
             if holes:
                 yield _silent("scale-missing", place.module, f"{place.module}.{holes[0]}", module, order)
+    if planned.partial_scalars and present and any(parameter.shape == "1" and parameter.needed for parameter in table.values()):
+        name = present[0][0].module
+        yield _silent("scale-missing", name, f"{name}.weight_scale_2", module, order)
     scales = "weight_scale"
     if (
         loader.never_loaded is not None

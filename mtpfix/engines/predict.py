@@ -199,6 +199,7 @@ def _loader(block: Table, engine: Engine, version: str, numbers: Numbers) -> Loa
         never_loaded=engine.fact("scale_never_loaded", version)[0] or None,
         takes=tuple(_patterns(block, "takes", version, numbers)),
         skips=tuple(_patterns(block, "skips", version, numbers)),
+        refuses_cache_scales=pick(block.get("cache_scales", "skip"), version) == "refuse",
     )
 
 
@@ -219,7 +220,7 @@ def _simulate(
         return _unpredicted(role, "no family file knows this architecture")
     loader = _loader(block, engine, version, numbers)
     blueprint = draw(family, block, numbers, subject.names, version)
-    events: list[Event] = list(_short_arrays(block, numbers, version))
+    events: list[Event] = [*_broken(block, version), *_short_arrays(block, numbers, version)]
     built: list[Built] = []
     for position, planned in enumerate(blueprint.modules):
         plain = planned.never or (resolved.method or "") in planned.plain_for
@@ -242,6 +243,14 @@ def _simulate(
     return _verdict(role, tuple(built), events)
 
 
+def _broken(block: Table, version: str) -> Iterator[Event]:
+    """Yield the error of a model class that cannot be constructed at all at a release, whatever the checkpoint holds."""
+    fact = pick(block.get("broken"), version)
+    if fact:
+        because = (str(fact.get("source", "")),)
+        yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], fact["text"], because, (CONSTRUCT, "", ""))
+
+
 def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Event]:
     for fact in block.get("arrays", ()):
         if not covers(fact.get("versions", "*"), version):
@@ -258,7 +267,8 @@ def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Even
 
 def _leftovers(subject: Subject, blueprint: Blueprint, loader: Loader, role: Role) -> Iterator[Event]:
     """Yield what the loader does with tensors of modules that it does not construct."""
-    for module, item in subject.stored.items():
+    for item in subject.stored.values():
+        module = item.module
         if module in blueprint.claimed:
             continue
         for suffix, name in full_names(item):

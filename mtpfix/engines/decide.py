@@ -1,0 +1,207 @@
+"""Decide in which format an engine builds each module: its lists, rewritten by name mappers, asked with its prefixes.
+
+Joins the resolved declaration, the matchers and the facts of one release; knows no family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from mtpfix.engines import Engine
+from mtpfix.engines.mapping import Entries, Manner, from_toml
+from mtpfix.engines.matching import (
+    Algorithms,
+    Compressed,
+    CompressedRules,
+    Listing,
+    Packed,
+    MixedSteps,
+    algorithm,
+    compressed,
+    compressed_experts,
+    compressed_head,
+    excluded,
+    prepare,
+    skipped,
+)
+from mtpfix.engines.resolve import FORMATS, Resolved
+from mtpfix.model import Dialect, Format, Group, Scheme
+
+ASKED = frozenset({"column", "merged", "qkv", "row", "replicated", "head", "experts"})
+"""Layer classes for which an engine asks its lists; the others are always plain."""
+
+CLASS_NAMES: Mapping[str, str] = {
+    "column": "ColumnParallelLinear",
+    "merged": "MergedColumnParallelLinear",
+    "qkv": "QKVParallelLinear",
+    "row": "RowParallelLinear",
+    "replicated": "ReplicatedLinear",
+    "head": "ParallelLMHead",
+}
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The lists of one quantization configuration object, as the engine holds them after the mappers applied so far."""
+
+    resolved: Resolved
+    excludes: Entries
+    layers: Entries
+    targets: Entries
+    manners: Mapping[str, Manner]
+    drops: bool
+
+    def mapped(self, table: Mapping[str, Any]) -> Lists:
+        """Return the lists after one more model class applied its mapper, given as in a family file."""
+        mapper = from_toml(table)
+        if not self.drops:
+            mapper = mapper.without_drops()
+        return replace(
+            self,
+            excludes=self.excludes.rewritten(mapper, self.manners["excludes"]),
+            layers=self.layers.rewritten(mapper, self.manners["layers"]),
+            targets=self.targets.rewritten(mapper, self.manners["excludes"]),
+        )
+
+    @cached_property
+    def listing(self) -> Listing:
+        """Return the exclude list, prepared."""
+        return prepare(self.excludes)
+
+    @cached_property
+    def algorithms(self) -> Algorithms:
+        """Return the allow-list, prepared."""
+        return Algorithms(self.layers, self.resolved.layers)
+
+    @cached_property
+    def compressed(self) -> Compressed:
+        """Return the compressed-tensors lists, prepared."""
+        groups = self.resolved.declaration.groups if self.resolved.declaration else ()
+        return Compressed(self.listing, self.targets, {target: group.scheme for group in groups for target in group.targets})
+
+
+def prepare_lists(resolved: Resolved, engine: Engine, version: str) -> Lists:
+    """Return the lists of a freshly made configuration object, which no mapper has touched."""
+    rewrite = {"compressed-tensors": "ct_rewrite", "fp8": "fp8_rewrite"}.get(resolved.method or "", "modelopt_rewrite")
+    groups: Sequence[Group] = resolved.declaration.groups if resolved.declaration else ()
+    return Lists(
+        resolved=resolved,
+        excludes=Entries.read(resolved.excludes),
+        layers=Entries.read(resolved.layers),
+        targets=Entries.read(target for group in groups for target in group.targets),
+        manners={"excludes": engine.fact(rewrite, version)[0], "layers": engine.fact("mixed_rewrite", version)[0]},
+        drops=bool(engine.fact("mapper_drops", version)[0]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How one module is built: `entry` is the list entry, as written, that made it plain; `error` what is raised."""
+
+    format: Format
+    dialect: Dialect
+    entry: str | None = None
+    because: tuple[str, ...] = ()
+    error: tuple[str, str] | None = None
+
+
+class Decider:
+    """Answers for one model of one release how each of its modules is built."""
+
+    def __init__(self, lists: Lists, engine: Engine, version: str, packed: Packed) -> None:
+        """Take the lists as the model's configuration object holds them, and the fused mapping its matcher uses."""
+        self.lists = lists
+        self.packed = packed
+        self._engine = engine
+        self._version = version
+        self._facts: dict[str, Any] = {}
+
+    def decide(self, prefix: str, layer: str, *, plain: bool) -> Decision:
+        """Return how the module of this prefix and layer class is built; `plain` where the model class says so itself."""
+        method = self.lists.resolved.method
+        if plain or method is None or layer not in ASKED:
+            return Decision(Format.BF16, Dialect.OTHER)
+        if method == "compressed-tensors":
+            return self._compressed(prefix, layer)
+        if method == "fp8":
+            return self._fp8(prefix, layer)
+        return self._modelopt(prefix, layer, method)
+
+    def _fact(self, name: str) -> Any:
+        if name not in self._facts:
+            self._facts[name] = self._engine.fact(name, self._version)[0]
+        return self._facts[name]
+
+    def _sources(self, *names: str) -> tuple[str, ...]:
+        found = (self._engine.fact(name, self._version)[1] for name in names)
+        return tuple(source for source in found if source)
+
+    def _modelopt(self, prefix: str, layer: str, method: str) -> Decision:
+        if layer == "head" and not self._fact("modelopt_head"):
+            return Decision(Format.BF16, Dialect.MODELOPT, because=self._sources("modelopt_head"))
+        fp8 = method == "modelopt"
+        kind = "modelopt_fp8_wildcards" if fp8 else "modelopt_wildcards"
+        because = self._sources(kind)
+        if not (fp8 and layer == "experts" and not self._fact("modelopt_fp8_experts_listed")):
+            match = excluded(
+                prefix,
+                self.lists.listing,
+                self.packed,
+                wildcards=self._fact(kind),
+                fused_name_listed=self._fact("fused_name_listed"),
+            )
+            if match.plain or match.error is not None:
+                return Decision(Format.BF16, Dialect.MODELOPT, match.written, because, match.error)
+        if method == "modelopt_mixed":
+            return self._mixed(prefix, layer)
+        if layer != "experts" and any(part in prefix for part in self._fact("plain_name_parts")):
+            return Decision(Format.BF16, Dialect.MODELOPT, because=self._sources("plain_name_parts"))
+        return Decision(FORMATS.get(self.lists.resolved.algo or "", Format.UNKNOWN), Dialect.MODELOPT, None, because)
+
+    def _mixed(self, prefix: str, layer: str) -> Decision:
+        steps = MixedSteps(self._fact("mixed_spellings"), self._fact("mixed_siblings"), self._fact("mixed_parts"))
+        match = algorithm(prefix, self.lists.algorithms, self.packed, steps)
+        because = self._sources("mixed_experts" if layer == "experts" else "mixed_linear")
+        if match.error is not None or match.plain:
+            return Decision(Format.BF16, Dialect.MODELOPT, None, because, match.error)
+        known = self._fact("mixed_experts" if layer == "experts" else "mixed_linear")
+        if match.scheme not in known:
+            return Decision(Format.BF16, Dialect.MODELOPT, None, because)
+        return Decision(FORMATS.get(match.scheme or "", Format.UNKNOWN), Dialect.MODELOPT, None, because)
+
+    def _fp8(self, prefix: str, layer: str) -> Decision:
+        because = self._sources("fused_name_listed")
+        if layer == "head":
+            return Decision(Format.BF16, Dialect.OTHER, because=self._sources("fp8_head"))
+        match = skipped(prefix, self.lists.listing, self.packed, fused_name_listed=self._fact("fused_name_listed"))
+        if match.plain or match.error is not None:
+            return Decision(Format.BF16, Dialect.OTHER, match.written, because, match.error)
+        scheme = self.lists.resolved.scheme
+        return Decision(scheme.format if scheme else Format.UNKNOWN, Dialect.OTHER, None, because)
+
+    def _compressed(self, prefix: str, layer: str) -> Decision:
+        rules = CompressedRules(
+            shards=self._fact("ct_shards"),
+            fused_first=self._fact("ct_fused_first"),
+            unmatched_raises=self._fact("ct_unmatched_raises"),
+            experts=self._fact("ct_experts"),
+            experts_class=self._fact("ct_experts_class"),
+        )
+        because = self._sources("ct_shards")
+        if layer == "head" and not self._fact("ct_head"):
+            return Decision(Format.BF16, Dialect.COMPRESSED_TENSORS, because=self._sources("ct_head"))
+        if layer == "experts":
+            match = compressed_experts(prefix, self.lists.compressed, self.packed, rules)
+        else:
+            ask = compressed_head if layer == "head" else compressed
+            match = ask(prefix, CLASS_NAMES[layer], self.lists.compressed, self.packed, rules)
+        if match.plain or match.error is not None:
+            return Decision(Format.BF16, Dialect.COMPRESSED_TENSORS, match.written, because, match.error)
+        scheme = self.lists.compressed.schemes.get(match.scheme or "")
+        if scheme is None and match.written is not None:
+            scheme = self.lists.compressed.values.get(match.written)
+        built = scheme.format if isinstance(scheme, Scheme) else Format.UNKNOWN
+        return Decision(built, Dialect.COMPRESSED_TENSORS, None, because)
