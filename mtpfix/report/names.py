@@ -12,6 +12,9 @@ from mtpfix.model import EXPERT
 WIDEST = 200
 """Characters of one name on a screen; the middle of a longer one is left out."""
 
+LONGEST = 2000
+"""Characters of one message on a screen."""
+
 
 def shown(text: str, limit: int = WIDEST) -> str:
     r"""Return text fit for a screen: what is not printable escaped (`\x1b`), the middle cut at `limit` characters."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from packaging.version import InvalidVersion, Version
 
+from mtpfix.errors import EXIT_FINDINGS, EXIT_NOTHING, EXIT_OK, EXIT_UNABLE
 from mtpfix.model import Declaration, EngineReport, Outcome, Report, Severity, Verdict
 
 MODEL_SAYS: Mapping[Verdict, str] = {
@@ -115,3 +116,15 @@ def _engine(engine: str, target: Verdict, draft: Verdict, ranges: list[str]) -> 
     else:
         outcome = None if Verdict.UNKNOWN in worst else Outcome.OK
     return Clause(f"{releases}: {says}.", outcome)
+
+
+def closing_text(codes: Sequence[int]) -> str:
+    """Return one line on several scanned checkpoints, from their exit codes."""
+    words = {
+        EXIT_OK: "clean",
+        EXIT_FINDINGS: "with findings",
+        EXIT_UNABLE: "not or not wholly read",
+        EXIT_NOTHING: "with nothing to check",
+    }
+    said = ", ".join(f"{codes.count(code):,} {text}" for code, text in words.items() if code in codes)
+    return f"{len(codes):,} checkpoints: {said}.\n"

@@ -17,13 +17,13 @@ from rich.text import Text
 
 from mtpfix.checkpoint.names import collapse_names, natural_key
 from mtpfix.model import Confidence, EngineReport, Finding, Fix, Outcome, Report, Severity, Verdict
-from mtpfix.report.names import shown
+from mtpfix.report.names import LONGEST, shown
 from mtpfix.report.rows import Row, rows_of
 from mtpfix.report.summary import counts, deciding, releases_ascending, verdict_clauses
 
 NARROWEST, WIDEST, WIDEST_PROSE = 40, 200, 120
-MODULE_WIDTH, STORED_WIDTH, CELL_WIDTH, GAP = 20, 9, 12, 2
-MOST_ROWS, MOST_NAMES, LONGEST = 40, 4, 2000
+MODULE_WIDTH, STORED_WIDTH, CELL_WIDTH, GAP = 18, 9, 12, 2
+MOST_ROWS, MOST_NAMES = 40, 4
 
 STYLES: Mapping[Outcome | None, str] = {
     Outcome.OK: "green",
@@ -53,17 +53,7 @@ Line = tuple[str, str, tuple[tuple[str, Outcome | None], ...]]
 def render(report: Report, *, width: int = 80, color: bool = False, verbose: bool = False) -> str:
     """Return the report as text of at most `width` columns; `verbose` leaves no row and no evidence out."""
     written = StringIO()
-    console = Console(
-        file=written,
-        width=max(width, NARROWEST),
-        force_terminal=color,
-        color_system="standard" if color else None,
-        no_color=not color,
-        highlight=False,
-        markup=False,
-        emoji=False,
-        legacy_windows=False,
-    )
+    console = _console(written, max(width, NARROWEST), color=color)
     for part in (_title(report), _verdict(report), _facts(report)):
         console.print(part, width=min(console.width, WIDEST_PROSE))
     for table in _matrix(report, min(console.width, WIDEST), verbose=verbose):
@@ -74,6 +64,27 @@ def render(report: Report, *, width: int = 80, color: bool = False, verbose: boo
         _print_finding(console, finding, verbose=verbose)
     _print_end(console, report)
     return "\n".join(line.rstrip(" ") for line in written.getvalue().split("\n"))
+
+
+def render_verdict(report: Report, *, color: bool = False) -> str:
+    """Return the verdict alone, in one line behind the checkpoint's name."""
+    written = StringIO()
+    _console(written, 80, color=color).print(Text.assemble(_title(report), ": ", _verdict(report)), soft_wrap=True)
+    return written.getvalue()
+
+
+def _console(file: StringIO, width: int, *, color: bool) -> Console:
+    return Console(
+        file=file,
+        width=width,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
 
 
 def _title(report: Report) -> Text:

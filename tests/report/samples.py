@@ -92,7 +92,9 @@ def clean() -> Report:
     """Return the report of a checkpoint that loads wherever it was asked about."""
     modules = ("mtp.fc", *ATTENTION, *EXPERTS)
     draft = model("draft", formats=tuple(built(module, Format.BF16) for module in modules))
-    shards = tuple(Shard(f"model-{n:05d}-of-00002.safetensors", 5_000_000_000, 4096, 1500, indexed=True) for n in (1, 2))
+    shards = tuple(
+        Shard(f"model-{n:05d}-of-00002.safetensors", 5_000_000_000, 4096, 1500, indexed=True) for n in (1, 2)
+    )
     checkpoint = Checkpoint(
         ref="Qwen3.5-397B-A17B-NVFP4",
         root=None,
@@ -146,7 +148,9 @@ def finding(severity: Severity = Severity.ERROR, module: str = "mtp.fc") -> Find
 def failing() -> Report:
     """Return the report of a checkpoint whose draft fails in old releases and is silently wrong in one between."""
     report = clean()
-    packed = tuple(built(name, Format.NVFP4 if name == "mtp.fc" else Format.BF16) for name in ("mtp.fc", *ATTENTION, *EXPERTS))
+    packed = tuple(
+        built(name, Format.NVFP4 if name == "mtp.fc" else Format.BF16) for name in ("mtp.fc", *ATTENTION, *EXPERTS)
+    )
     old = model(
         "draft",
         Verdict.FAILS,

@@ -1,0 +1,58 @@
+"""What a program calls: open a checkpoint, judge it, hand back the report. Prints nothing.
+
+Heavy imports happen inside the functions, so that importing this is cheap.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from mtpfix.model import Report
+
+Progress = Callable[[int, int], None]
+"""Told after each file how many of how many are read."""
+
+
+def scan(
+    ref: str | os.PathLike[str], *, engines: Sequence[str] | None = None, progress: Progress | None = None
+) -> Report:
+    """Scan the checkpoint in a folder and return the report.
+
+    `engines` are requests such as `vllm`, `vllm==0.19.*` or `vllm>=0.20,<0.24`; without them every known release of
+    every known engine is judged. Raises UsageError for a request or a path that makes no sense, NothingToCheck where no
+    checkpoint is; whatever can be said of a damaged checkpoint stands in the report, with `complete` false.
+    """
+    from mtpfix.checkpoint import open_checkpoint
+    from mtpfix.engines import resolve_requests
+    from mtpfix.judge import judge
+
+    resolve_requests(engines)
+    return judge(open_checkpoint(ref, progress=progress), engines)
+
+
+def choose_rules(report: Report, select: Sequence[str], ignore: Sequence[str]) -> Report:
+    """Return a report with the findings of some rules only: codes, their beginnings (`MTP2`), or names.
+
+    Raises UsageError for a text that chooses no rule.
+    """
+    from mtpfix.errors import UsageError
+    from mtpfix.rules import all_rules
+
+    for text in (*select, *ignore):
+        if not any(_chooses(text, rule.code, rule.name) for rule in all_rules()):
+            raise UsageError(f"no rule is called {text!r}", "`mtpfix explain` without a rule lists them all")
+    return replace(
+        report,
+        findings=tuple(
+            finding
+            for finding in report.findings
+            if (not select or any(_chooses(text, finding.rule, finding.name) for text in select))
+            and not any(_chooses(text, finding.rule, finding.name) for text in ignore)
+        ),
+    )
+
+
+def _chooses(text: str, code: str, name: str) -> bool:
+    return bool(text) and (code.startswith(text.upper()) or text.lower() == name)
