@@ -19,10 +19,14 @@ SLOTS = ("w1", "w3", "w13", "w2")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One name on disk that feeds a module; `slot` is w1, w3, w13 or w2 for experts, else the position in the module."""
+    """One name on disk that feeds a module: `part` is that name below its group.
+
+    `slot` is w1, w3, w13 or w2 for experts, else the position in the module.
+    """
 
     module: str
     slot: str
+    part: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Planned:
     """One module an engine constructs.
 
     `places` are the names on disk it is fed from, stored or not; `prefix` is what the engine asks its lists,
-    `param` the parameter path its messages show; `index` the number of its layer.
+    `param` the parameter path its messages show, `root` that of its group; `index` the number of its layer.
     """
 
     name: str
@@ -45,8 +49,10 @@ class Planned:
     required: bool
     source: str
     index: int | None
-    unknown: Table | None = None
-    partial_scalars: bool = False
+    root: str
+    unknown: Table | None
+    partial_scalars: bool
+    unfused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +154,10 @@ def _modules(
                 required=required,
                 source=str(entry.get("source", "")),
                 index=index,
+                root=param,
                 unknown=pick(entry.get("unknown"), version),
                 partial_scalars=bool(pick(entry.get("partial_scalars"), version)),
+                unfused=bool(pick(entry.get("unfused"), version)),
             )
 
 
@@ -170,21 +178,20 @@ def _places(entry: Table, root: str, names: Names) -> tuple[Place, ...]:
     if entry["layer"] == "experts":
         return tuple(_expert_places(entry, root, names))
     parts = _list(entry.get("from", entry["name"]))
-    places = [Place(_below(root, part), str(position)) for position, part in enumerate(parts)]
+    places = [Place(_below(root, part), str(position), part) for position, part in enumerate(parts)]
     if not any(place.module in names.stored for place in places):
-        whole = [_below(root, part) for part in _list(entry.get("also", ()))]
-        stored = [name for name in whole if name in names.stored]
+        wholes = [Place(_below(root, part), "whole", part) for part in _list(entry.get("also", ()))]
+        stored = [whole for whole in wholes if whole.module in names.stored]
         if stored:
-            return (Place(stored[0], "whole"),)
+            return (stored[0],)
     return tuple(places)
 
 
 def _expert_places(entry: Table, root: str, names: Names) -> Iterator[Place]:
     for slot in SLOTS:
-        options = [_below(root, option) for option in _list(entry.get(slot, ()))]
-        stored = [option for option in options if option in names.stored]
-        for module in stored or [option for option in options[:1] if slot != "w13"]:
-            yield Place(module, slot)
+        options = [Place(_below(root, option), slot, option) for option in _list(entry.get(slot, ()))]
+        stored = [option for option in options if option.module in names.stored]
+        yield from stored or [option for option in options[:1] if slot != "w13"]
 
 
 def _holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:

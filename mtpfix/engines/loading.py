@@ -7,12 +7,13 @@ the engine's own loading order, so that the first that raises is the one a user 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mtpfix.checkpoint.stored import variants
 from mtpfix.engines.blueprint import Place, Planned
+from mtpfix.engines.mapping import NameMapper
 from mtpfix.engines.parameters import PLAIN_DTYPES, Parameter, parameters_of, shape_of
 from mtpfix.facts import Table
 from mtpfix.model import EXPERT, Dialect, Event, Format, Outcome, Part, Stored
@@ -56,6 +57,7 @@ class Loader:
     takes: tuple[re.Pattern[str], ...]
     skips: tuple[re.Pattern[str], ...]
     refuses_cache_scales: bool
+    mappers: Mapping[str, NameMapper]
 
     def looks_at(self, name: str) -> bool:
         """Return whether this loader looks at a tensor of this name, rather than dropping it without a word."""
@@ -122,46 +124,71 @@ def _unknown(
     module: Module, place: Place, suffix: str, part: Part, kind: Kind, loader: Loader
 ) -> Iterator[Event]:
     planned = module.planned
-    experts = planned.layer == "experts"
-    fact = planned.unknown or (loader.unknown_experts if experts else loader.unknown)
-    if suffix == "bias" or suffix in fact.get("except", ()) or any(suffix.endswith(end.lstrip(".")) for end in fact.get("except", ())):
+    fact = planned.unknown or (loader.unknown_experts if planned.layer == "experts" else loader.unknown)
+    tensor = part.order[1]
+    if is_excepted(tensor, fact):
         return
     name = parameter_name(planned, place, suffix, loader)
+    if "renames" in fact:
+        renamed = loader.mappers[fact["renames"]].map(_joined(planned.root, place.part, suffix))
+        name = renamed if renamed is not None else name
+    elif planned.unfused:
+        name = _joined(planned.root, place.part, suffix)
+    below = tensor.removeprefix(place.module.partition(f".{EXPERT}")[0]).removeprefix(".")
     yield refuse(
         fact,
-        name,
+        {"name": name, "prefix": planned.prefix, "tensor": tensor, "below": below},
         loader,
-        kind="unknown-tensor" if kind == "same" else kind,
-        module=place.module,
-        tensor=part.order[1],
-        order=(LOAD, shard_key(part.order[0]), part.order[1]),
-        because=module.because,
-        count=len(part.experts) if part.experts else 1,
+        Unnamed(
+            kind="unknown-tensor" if kind == "same" else kind,
+            module=place.module,
+            tensor=tensor,
+            shard=part.order[0],
+            because=module.because,
+            count=len(part.experts) if part.experts else 1,
+        ),
     )
 
 
-def refuse(
-    fact: Table,
-    name: str,
-    loader: Loader,
-    *,
-    kind: Kind,
-    module: str,
-    tensor: str,
-    order: tuple[int, str, str],
-    because: Iterable[str],
-    count: int = 1,
-) -> Event:
-    """Return the event of a tensor that names no parameter, as the loader's `unknown` fact has it."""
-    name = name.removeprefix(fact.get("strip", ""))
-    does = fact.get("does", "skip")
-    sources = tuple(dict.fromkeys((*because, *([fact["source"]] if fact.get("source") else []))))
-    if does == "skip":
-        return Event(kind, Outcome.SILENT, module, tensor, "", _fill(fact.get("text", ""), name=name), sources, order, count)
+def is_excepted(tensor: str, fact: Table) -> bool:
+    """Return whether a loader passes over a tensor without a parameter all the same: a bias, or a listed ending."""
+    return tensor.endswith(".bias") or any(tensor.endswith(end) for end in fact.get("except", ()))
+
+
+@dataclass(frozen=True, slots=True)
+class Unnamed:
+    """A stored tensor that names no parameter: where it lies, and what the event about it is to say."""
+
+    kind: Kind
+    module: str
+    tensor: str
+    shard: str
+    because: tuple[str, ...]
+    count: int = 1
+
+
+def refuse(fact: Table, words: Mapping[str, str], loader: Loader, found: Unnamed) -> Event:
+    """Return the event of a tensor that names no parameter, as the loader's `unknown` fact has it.
+
+    `words` fill the text; see docs/knowledge.md for which there are.
+    """
+    name = words["name"].removeprefix(fact.get("strip", ""))
     layer, _, leaf = name.rpartition(".")
-    words = {"name": name, "class": loader.model_class, "leaf": leaf, "layer": layer}
-    text = _fill(fact.get("text", "'{name}'" if does == "KeyError" else ""), **words)
-    return Event(kind, Outcome.CRASH, module, tensor, does, text, sources, order, count)
+    said = {**words, "name": name, "leaf": leaf, "layer": layer, "class": loader.model_class}
+    does = fact.get("does", "skip")
+    crash = does != "skip"
+    sources = tuple(dict.fromkeys((*found.because, *([fact["source"]] if fact.get("source") else []))))
+    return Event(
+        kind=found.kind,
+        outcome=Outcome.CRASH if crash else Outcome.SILENT,
+        module=found.module,
+        tensor=found.tensor,
+        error=does if crash else "",
+        text=_fill(fact.get("text", "'{name}'" if does == "KeyError" else ""), **said),
+        because=sources,
+        order=(LOAD, shard_key(found.shard), found.tensor),
+        count=found.count,
+    )
 
 
 def parameter_name(planned: Planned, place: Place, suffix: str, loader: Loader) -> str:
@@ -169,7 +196,11 @@ def parameter_name(planned: Planned, place: Place, suffix: str, loader: Loader) 
     if planned.layer == "experts":
         side = "w2" if place.slot == "w2" else "w13"
         return f"{planned.param}.{loader.experts_infix}{side}_{suffix or 'weight'}"
-    return f"{planned.param}.{suffix}" if suffix else planned.param
+    return _joined(planned.param, "", suffix)
+
+
+def _joined(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
 
 
 def _copy(

@@ -11,13 +11,25 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from mtpfix.checkpoint.stored import stored_modules
 from mtpfix.engines import Engine, load
 from mtpfix.engines.blueprint import Blueprint, Names, draw, full_names
 from mtpfix.engines.decide import Decider, Lists, prepare_lists
-from mtpfix.engines.loading import AFTER, CONSTRUCT, COMPLETE, LOAD, Loader, Module, load_module, refuse, shard_key
+from mtpfix.engines.loading import (
+    CACHE_SCALES,
+    COMPLETE,
+    CONSTRUCT,
+    Loader,
+    Module,
+    Unnamed,
+    is_excepted,
+    load_module,
+    refuse,
+)
+from mtpfix.engines.mapping import from_toml
 from mtpfix.engines.resolve import Resolved, resolve
 from mtpfix.facts import Table, covers, pick
 from mtpfix.families import Family, Numbers, branch_prefixes, fill, match, read_numbers
@@ -186,7 +198,7 @@ def _packed(family: Family, block: Table, subject: Subject, engine: Engine, vers
     return {}
 
 
-def _loader(block: Table, engine: Engine, version: str, numbers: Numbers) -> Loader:
+def _loader(family: Family, block: Table, engine: Engine, version: str, numbers: Numbers) -> Loader:
     unknown = pick(block.get("unknown", {"does": "skip"}), version)
     return Loader(
         model_class=str(pick(block["class"], version)),
@@ -199,6 +211,7 @@ def _loader(block: Table, engine: Engine, version: str, numbers: Numbers) -> Loa
         never_loaded=engine.fact("scale_never_loaded", version)[0] or None,
         takes=tuple(_patterns(block, "takes", version, numbers)),
         skips=tuple(_patterns(block, "skips", version, numbers)),
+        mappers={name: from_toml(table) for name, table in family.table.get("mappers", {}).items()},
         refuses_cache_scales=pick(block.get("cache_scales", "skip"), version) == "refuse",
     )
 
@@ -218,7 +231,7 @@ def _simulate(
     family, numbers = subject.family, subject.numbers
     if family is None or numbers is None:
         return _unpredicted(role, "no family file knows this architecture")
-    loader = _loader(block, engine, version, numbers)
+    loader = _loader(family, block, engine, version, numbers)
     blueprint = draw(family, block, numbers, subject.names, version)
     events: list[Event] = [*_broken(block, version), *_short_arrays(block, numbers, version)]
     built: list[Built] = []
@@ -246,7 +259,7 @@ def _simulate(
 def _broken(block: Table, version: str) -> Iterator[Event]:
     """Yield the error of a model class that cannot be constructed at all at a release, whatever the checkpoint holds."""
     fact = pick(block.get("broken"), version)
-    if fact:
+    if fact and fact["does"] != "silent":
         because = (str(fact.get("source", "")),)
         yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], fact["text"], because, (CONSTRUCT, "", ""))
 
@@ -258,7 +271,8 @@ def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Even
         needed = numbers.layers + (numbers.mtp if fact["length"] == "N+K" else 0)
         for key in fact["keys"]:
             value = numbers.decoder.get(key)
-            if isinstance(value, (list, str)) and len(value) < needed:
+            kept = min(len(value), numbers.layers) if fact.get("cut") == "N" and isinstance(value, (list, str)) else None
+            if isinstance(value, (list, str)) and value and (len(value) if kept is None else kept) < needed:
                 text = str(fact["text"]).replace("{key}", key)
                 because = (str(fact.get("source", "")),)
                 yield Event("array-short", Outcome.CRASH, key, "", fact["does"], text, because, (CONSTRUCT, "", key))
@@ -267,6 +281,7 @@ def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Even
 
 def _leftovers(subject: Subject, blueprint: Blueprint, loader: Loader, role: Role) -> Iterator[Event]:
     """Yield what the loader does with tensors of modules that it does not construct."""
+    paths = frozenset(path for planned in blueprint.modules for path in accumulate(planned.param.split("."), "{}.{}".format))
     for item in subject.stored.values():
         module = item.module
         if module in blueprint.claimed:
@@ -274,14 +289,24 @@ def _leftovers(subject: Subject, blueprint: Blueprint, loader: Loader, role: Rol
         for suffix, name in full_names(item):
             if not loader.looks_at(name) or (role == "target" and subject.in_branch(module)):
                 continue
-            if suffix == "bias" or any(name.endswith(end) for end in loader.unknown.get("except", ())):
+            if is_excepted(name, loader.unknown) or suffix in CACHE_SCALES:
                 continue
-            part = item.parts[suffix]
-            order = (LOAD, shard_key(part.order[0]), name)
-            yield refuse(
-                loader.unknown, name, loader, kind="unknown-tensor", module=module, tensor=name, order=order, because=()
-            )
+            path = _cut(name, loader.unknown, paths) if loader.unknown.get("cut") else name
+            words = {"name": path, "prefix": module, "tensor": name, "below": suffix}
+            found = Unnamed("unknown-tensor", module, name, item.parts[suffix].order[0], ())
+            yield refuse(loader.unknown, words, loader, found)
             break
+
+
+def _cut(name: str, fact: Table, paths: frozenset[str]) -> str:
+    """Return a name up to its first component that no module of the model has, as loaders that descend report it."""
+    root = fact.get("strip", "")
+    parts = name.removeprefix(root).split(".")
+    for length in range(1, len(parts)):
+        beginning = ".".join(parts[:length])
+        if not any(path == beginning or path.endswith(f".{beginning}") for path in paths):
+            return root + beginning if name.startswith(root) else beginning
+    return name
 
 
 def _absent_layers(blueprint: Blueprint, loader: Loader, numbers: Numbers) -> Iterator[Event]:
@@ -326,4 +351,4 @@ def _verdict(role: Role, built: tuple[Built, ...], events: Sequence[Event]) -> M
     return ModelPrediction(role, Verdict.SILENT if silent else Verdict.LOADS, None, None, built, ordered)
 
 
-__all__ = ["AFTER", "Subject", "knowledge_key", "predict"]
+__all__ = ["Subject", "knowledge_key", "predict"]
