@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from mtpfix.model import Report
 
@@ -24,12 +25,13 @@ def scan(
     every known engine is judged. Raises UsageError for a request or a path that makes no sense, NothingToCheck where no
     checkpoint is; whatever can be said of a damaged checkpoint stands in the report, with `complete` false.
     """
-    from mtpfix.checkpoint import open_checkpoint
+    from mtpfix.checkpoint import open_checkpoint, read_scalars
     from mtpfix.engines import resolve_requests
-    from mtpfix.judge import judge
+    from mtpfix.fix import judge
 
-    resolve_requests(engines)
-    return judge(open_checkpoint(ref, progress=progress), engines)
+    resolve_requests(engines)  # a request that makes no sense is refused before anything is read
+    checkpoint = open_checkpoint(ref, progress=progress)
+    return judge(checkpoint, engines, partial(read_scalars, checkpoint))
 
 
 def choose_rules(report: Report, select: Sequence[str], ignore: Sequence[str]) -> Report:

@@ -77,8 +77,9 @@ def command(name: str, short: str) -> Callable[[Callable[P, int]], Callable[P, N
                 _complain("interrupted")
                 code = EXIT_INTERRUPTED
             except Exception as error:  # noqa: BLE001 - nobody who scans a file should have to read a traceback
-                _complain(*_defect(error))
-                code = EXIT_UNABLE
+                defect = _defect(error)
+                _complain(defect.message, defect.hint)
+                code = defect.exit_code
             raise typer.Exit(code)
 
         guarded.__annotations__ = {**run.__annotations__, "return": None}
@@ -88,13 +89,13 @@ def command(name: str, short: str) -> Callable[[Callable[P, int]], Callable[P, N
     return register
 
 
-def _defect(error: Exception) -> tuple[str, str]:
+def _defect(error: Exception) -> MtpfixError:
     if os.environ.get("MTPFIX_DEBUG", "0") not in ("", "0"):
         import traceback
 
         traceback.print_exception(error)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return (
+    return MtpfixError(
         f"mtpfix met something it was not written for: {what}",
         "this is a defect of mtpfix, not of the checkpoint; run it again with MTPFIX_DEBUG=1 and report what it shows",
     )
@@ -199,7 +200,7 @@ def scan(
         if machine:
             documents.append(_document(ref, result, level))
         elif not isinstance(result, MtpfixError):
-            deliver(_text(result, width=width, colored=colored, quiet=quiet, verbose=verbose))
+            deliver(_text(result, width=width, colored=colored, quiet=quiet, verbose=verbose, more=len(refs) > 1))
     if machine:
         from mtpfix.report.json_v1 import render
 
@@ -269,6 +270,8 @@ def _scan_one(
         return choose_rules(scan_checkpoint(ref, engines=engines, progress=progress), select, ignore)
     except MtpfixError as error:
         return error
+    except Exception as error:  # noqa: BLE001 - the other checkpoints are scanned all the same
+        return _defect(error)
 
 
 def _document(ref: str, result: Report | MtpfixError, level: Severity | None) -> DocumentV1:
@@ -277,12 +280,12 @@ def _document(ref: str, result: Report | MtpfixError, level: Severity | None) ->
     return to_failure(ref, result) if isinstance(result, MtpfixError) else to_document(result, level)
 
 
-def _text(report: Report, *, width: int, colored: bool, quiet: bool, verbose: bool) -> str:
+def _text(report: Report, *, width: int, colored: bool, quiet: bool, verbose: bool, more: bool) -> str:
     from mtpfix.report.text import render, render_verdict
 
     if quiet:
         return render_verdict(report, color=colored)
-    return render(report, width=width, color=colored, verbose=verbose) + "\n"
+    return render(report, width=width, color=colored, verbose=verbose) + ("\n\n" if more else "")
 
 
 def _list(listing: Listing, shape: Literal["text", "json", "markdown"]) -> int:

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 
 from packaging.version import InvalidVersion, Version
 
+from mtpfix.engines import load, range_text
+from mtpfix.engines import names as engine_names
 from mtpfix.errors import EXIT_FINDINGS, EXIT_NOTHING, EXIT_OK, EXIT_UNABLE
 from mtpfix.model import Declaration, EngineReport, Outcome, Report, Severity, Verdict
 
-MODEL_SAYS: Mapping[Verdict, str] = {
-    Verdict.LOADS: "loads",
-    Verdict.FAILS: "fails to load",
-    Verdict.SILENT: "loads with wrong or missing weights",
-    Verdict.ABSENT: "is not there",
-    Verdict.UNKNOWN: "is not predicted",
+SAYS: Mapping[Verdict, tuple[str, str]] = {
+    Verdict.LOADS: ("loads", "load"),
+    Verdict.FAILS: ("fails to load", "fail to load"),
+    Verdict.SILENT: ("is silently wrong", "are silently wrong"),
+    Verdict.ABSENT: ("is not there", "are not there"),
+    Verdict.UNKNOWN: ("is not predicted", "are not predicted"),
 }
+"""What is said of a model, and of two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +64,12 @@ def verdict_clauses(report: Report) -> list[Clause]:
     """Return the verdict: first what the MTP branch is, then what each run of releases does, the newest first."""
     clauses = [_incomplete(report)] if report.checkpoint.unread or not report.complete else []
     clauses.append(_branch(report))
-    alike: dict[tuple[str, Verdict, Verdict], list[str]] = {}
+    alike: dict[tuple[str, Verdict, Verdict, str], list[EngineReport]] = {}
     for row in reversed(releases_ascending(report)):
-        prediction = row.prediction
-        key = (prediction.engine, prediction.target.verdict, prediction.draft.verdict)
-        alike.setdefault(key, []).append(row.range)
-    clauses += [_engine(engine, target, draft, ranges) for (engine, target, draft), ranges in alike.items()]
+        target, draft = row.prediction.target, row.prediction.draft
+        reason = target.reason if target.verdict is draft.verdict is Verdict.UNKNOWN else ""
+        alike.setdefault((row.prediction.engine, target.verdict, draft.verdict, reason), []).append(row)
+    clauses += [_engine(*key, _ranges(key[0], rows)) for key, rows in alike.items()]
     return clauses
 
 
@@ -104,10 +107,22 @@ def _formats(report: Report) -> list[str]:
     return [" + ".join(sorted(sizes, key=lambda label: (-sizes[label], label)))] if sizes else []
 
 
-def _engine(engine: str, target: Verdict, draft: Verdict, ranges: list[str]) -> Clause:
-    releases = ", ".join([ranges[0], *(text.removeprefix(f"{engine} ") for text in ranges[1:])])
-    says = f"main model {MODEL_SAYS[target]}, "
-    says += "no MTP draft" if draft is Verdict.ABSENT else f"MTP draft {MODEL_SAYS[draft]}"
+def _ranges(engine: str, rows: Sequence[EngineReport]) -> str:
+    """Return the releases of several rows as a person says them."""
+    if len(rows) > 1 and engine in engine_names():
+        return range_text(load(engine), [version for row in rows for version in row.versions])
+    return ", ".join([rows[0].range, *(row.range.removeprefix(f"{engine} ") for row in rows[1:])])
+
+
+def _engine(_: str, target: Verdict, draft: Verdict, reason: str, releases: str) -> Clause:
+    if draft is Verdict.ABSENT:
+        says = f"main model {SAYS[target][0]}, no MTP draft"
+    elif reason:
+        says = f"not predicted, {reason}"
+    elif target is draft:
+        says = f"main model and MTP draft {SAYS[target][1]}"
+    else:
+        says = f"main model {SAYS[target][0]}, MTP draft {SAYS[draft][0]}"
     worst = {target, draft}
     if Verdict.FAILS in worst:
         outcome: Outcome | None = Outcome.CRASH

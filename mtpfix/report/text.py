@@ -22,7 +22,8 @@ from mtpfix.report.rows import Row, rows_of
 from mtpfix.report.summary import counts, deciding, releases_ascending, verdict_clauses
 
 NARROWEST, WIDEST, WIDEST_PROSE = 40, 200, 120
-MODULE_WIDTH, STORED_WIDTH, CELL_WIDTH, GAP = 18, 9, 12, 2
+MODULE_WIDTH, CELL_WIDTH, GAP = 20, 13, 2
+MODELS = 2  # the first rows of the matrix: main model, MTP draft
 MOST_ROWS, MOST_NAMES = 40, 4
 
 STYLES: Mapping[Outcome | None, str] = {
@@ -119,17 +120,43 @@ def _verdict(report: Report) -> Text:
 
 
 def _matrix(report: Report, width: int, *, verbose: bool) -> Iterable[Table | Text]:
-    columns = list(reversed(releases_ascending(report)))
+    columns = [column for column in reversed(releases_ascending(report)) if _predicted(column)]
     if not columns:
         return
     lines, hidden = _lines(report, columns, verbose=verbose)
-    room = width - STORED_WIDTH - GAP
-    each = max(1, (room - MODULE_WIDTH - GAP) // (CELL_WIDTH + GAP))
-    for start in range(0, len(columns), each):
-        part = slice(start, start + each)
-        names = min(max(len(line[0]) for line in lines), room - GAP - len(columns[part]) * (CELL_WIDTH + GAP))
-        yield _table(columns[part], [(name, stored, cells[part]) for name, stored, cells in lines], names)
+    stored = max(len("stored"), *(len(line[1]) for line in lines))
+    longest = max(len(line[0]) for line in lines)
+    start = 0
+    while start < len(columns):
+        cells = _widths(columns, lines, start, width - stored - GAP)
+        part = slice(start, start + len(cells))
+        names = min(longest, width - stored - GAP - GAP - sum(cells) - GAP * len(cells))
+        table = _table(names, stored, cells)
+        for column, release in zip(table.columns[2:], columns[part], strict=True):
+            column.header = _release(release)
+        for number, (name, form, outcomes) in enumerate(lines):
+            written = [Text(text, STYLES[outcome]) for text, outcome in outcomes[part]]
+            last = number == MODELS - 1 and len(lines) > MODELS
+            table.add_row(Text(_folded(shown(name), names)), Text(form), *written, end_section=last)
+        yield table
+        start = part.stop
     yield _legend(lines, hidden, columns)
+
+
+def _predicted(column: EngineReport) -> bool:
+    verdicts = (column.prediction.target.verdict, column.prediction.draft.verdict)
+    return any(verdict not in (Verdict.UNKNOWN, Verdict.ABSENT) for verdict in verdicts)
+
+
+def _widths(columns: Sequence[EngineReport], lines: Sequence[Line], start: int, room: int) -> list[int]:
+    """Return the widths of the next columns that fit beside the module names: at least one, however narrow the room."""
+    widths: list[int] = []
+    for position in range(start, len(columns)):
+        texts = [*_release(columns[position]).plain.split("\n"), *(line[2][position][0] for line in lines)]
+        widths.append(min(CELL_WIDTH, max(map(len, texts))))
+        if len(widths) > 1 and room - sum(widths) - GAP * (len(widths) + 1) < MODULE_WIDTH:
+            return widths[:-1]
+    return widths
 
 
 def _lines(report: Report, columns: Sequence[EngineReport], *, verbose: bool) -> tuple[list[Line], int]:
@@ -170,23 +197,18 @@ def _cell(row: Row | None) -> tuple[str, Outcome | None]:
     return f"{LETTERS[row.outcome]} {row.built.value if row.built else 'no place'}", row.outcome
 
 
-def _table(columns: Sequence[EngineReport], lines: Sequence[Line], names: int) -> Table:
+def _table(names: int, stored: int, cells: Sequence[int]) -> Table:
     table = Table(box=RULED, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0), header_style="bold")
     table.add_column("\n\nmodule", overflow="fold", width=max(names, len("main model")))
-    table.add_column("\n\nstored", overflow="fold", width=STORED_WIDTH)
-    for column in columns:
-        table.add_column(_release(column), overflow="fold", width=CELL_WIDTH)
-    for number, (name, stored, cells) in enumerate(lines):
-        written = [Text(text, STYLES[outcome]) for text, outcome in cells]
-        table.add_row(
-            Text(_folded(shown(name), names)), Text(stored), *written, end_section=number == 1 and len(lines) > 2
-        )
+    table.add_column("\n\nstored", overflow="fold", width=stored)
+    for width in cells:
+        table.add_column(overflow="fold", width=width)
     return table
 
 
 def _release(column: EngineReport) -> Text:
     engine, _, releases = shown(column.range).partition(" ")
-    releases = releases or "all releases"
+    releases = releases.replace(" - ", "-") or "all"
     return Text.assemble(f"{engine}\n{releases}\n", (column.prediction.confidence.value, "not bold dim"))
 
 
@@ -202,7 +224,7 @@ def _folded(name: str, width: int) -> str:
 
 
 def _legend(lines: Sequence[Line], hidden: int, columns: Sequence[EngineReport]) -> Text:
-    used = {outcome for _, _, cells in lines[2:] for _, outcome in cells}
+    used = {outcome for _, _, cells in lines[MODELS:] for _, outcome in cells}
     parts = []
     if Outcome.CRASH in used:
         parts.append("C: raises while loading, built in that format")
@@ -238,7 +260,7 @@ def _print_finding(console: Console, finding: Finding, *, verbose: bool) -> None
 def _details(finding: Finding, *, verbose: bool) -> Iterable[tuple[str, Text]]:
     yield "what", Text(shown(finding.message, LONGEST))
     if finding.module:
-        count = f" ({finding.count:,} modules)" if finding.count > 1 else ""
+        count = f" ({finding.count:,} modules)" if finding.count > 1 and "(" not in finding.module else ""
         yield "where", Text(shown(finding.module) + count)
     if finding.stored or finding.built:
         sides = [(finding.stored, "stored"), (finding.built, "built")]
