@@ -208,7 +208,7 @@ def _copy(
 ) -> Iterator[Event]:
     rows, columns = item.shape[-2:] if len(item.shape) >= 2 else (item.shape[0] if item.shape else 1, 1)  # noqa: PLR2004
     expected = shape_of(parameter, rows, columns)
-    actual = part.shape[-2:] if len(part.shape) > 2 else part.shape  # noqa: PLR2004
+    actual = part.shape[1:] if len(item.shape) > 2 and part.shape else part.shape  # noqa: PLR2004 - stacked experts
     relation = _relation(expected, actual, part.dtype, parameter)
     if relation == "same":
         return

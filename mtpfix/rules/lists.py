@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fnmatch import translate
-from re import compile as compile_pattern
-from re import error as PatternError
+from fnmatch import fnmatchcase
 
 from mtpfix.checkpoint.quant import declared_scheme_differences
+from mtpfix.engines.matching import compile_pattern
 from mtpfix.model import Declaration, Finding, Severity
 from mtpfix.rules.context import Context, occurrences
 from mtpfix.rules.findings import bundle, finding, plain_finding
@@ -68,7 +67,13 @@ def declaration_not_understood(context: Context, this: Rule) -> Iterator[Finding
     for block in context.checkpoint.declarations:
         for sentence in block.not_understood:
             where = f"{block.file}: {'.'.join(block.path)}" if block.path else block.file
-            yield plain_finding(this, f"{where}: {sentence.rstrip('.')}.", module=".".join(block.path))
+            harmless = sentence.startswith("keys ")
+            yield plain_finding(
+                this,
+                f"{where}: {sentence.rstrip('.')}.",
+                module=".".join(block.path),
+                severity=Severity.NOTE if harmless else None,
+            )
 
 
 @rule("MTP404", "declaration-refused", Severity.ERROR)
@@ -112,16 +117,11 @@ def _dead_entries(context: Context, block: Declaration) -> Iterator[str]:
         if not bare or names.holds(bare) or bare in known or bare in everything:
             continue
         if entry.startswith("re:"):
-            try:
-                pattern = compile_pattern(entry[3:])
-            except (PatternError, RecursionError):
-                yield entry
-                continue
-            if not any(pattern.match(name) for name in (*spelled, *known)):
+            pattern = compile_pattern(entry[3:])
+            if pattern is not None and not any(pattern.match(name) for name in (*spelled, *known)):
                 yield entry
         elif any(mark in bare for mark in "*?["):
-            pattern = compile_pattern(translate(entry))
-            if not any(pattern.match(name) for name in (*spelled, *known)):
+            if not any(fnmatchcase(name, entry) for name in (*spelled, *known)):
                 yield entry
         else:
             yield entry

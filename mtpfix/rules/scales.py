@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -127,6 +128,6 @@ def _scale_values(context: Context, module: str) -> Mapping[int, float]:
     found: dict[int, float] = {}
     suffix = _global_scale(context, module)
     for tensor, values in context.scalar_values.get(f"{module}.{suffix}", ()):
-        numbers = tensor.experts if tensor.experts is not None else array("I", [0])
+        numbers = tensor.experts if tensor.experts is not None else (0,)
         found.update(zip(numbers, values, strict=False))
     return found
