@@ -69,7 +69,7 @@ def verdict_clauses(report: Report) -> list[Clause]:
         target, draft = row.prediction.target, row.prediction.draft
         reason = target.reason if target.verdict is draft.verdict is Verdict.UNKNOWN else ""
         alike.setdefault((row.prediction.engine, target.verdict, draft.verdict, reason), []).append(row)
-    clauses += [_engine(*key, _ranges(key[0], rows)) for key, rows in alike.items()]
+    clauses += [_engine(*key[1:], _ranges(key[0], rows)) for key, rows in alike.items()]
     return clauses
 
 
@@ -114,7 +114,7 @@ def _ranges(engine: str, rows: Sequence[EngineReport]) -> str:
     return ", ".join([rows[0].range, *(row.range.removeprefix(f"{engine} ") for row in rows[1:])])
 
 
-def _engine(_: str, target: Verdict, draft: Verdict, reason: str, releases: str) -> Clause:
+def _engine(target: Verdict, draft: Verdict, reason: str, releases: str) -> Clause:
     if draft is Verdict.ABSENT:
         says = f"main model {SAYS[target][0]}, no MTP draft"
     elif reason:
