@@ -188,10 +188,12 @@ def _places(entry: Table, root: str, names: Names) -> tuple[Place, ...]:
 
 
 def _expert_places(entry: Table, root: str, names: Names) -> Iterator[Place]:
+    """Yield where experts lie on disk; a projection that is nowhere stands under its first name, as missing."""
+    options = {slot: [Place(_below(root, name), slot, name) for name in _list(entry.get(slot, ()))] for slot in SLOTS}
+    stored = {slot: [place for place in places if place.module in names.stored] for slot, places in options.items()}
     for slot in SLOTS:
-        options = [Place(_below(root, option), slot, option) for option in _list(entry.get(slot, ()))]
-        stored = [option for option in options if option.module in names.stored]
-        yield from stored or [option for option in options[:1] if slot != "w13"]
+        covered = slot == "w13" or (slot in ("w1", "w3") and stored["w13"])
+        yield from stored[slot] or ([] if covered else options[slot][:1])
 
 
 def _holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:

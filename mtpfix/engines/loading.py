@@ -218,6 +218,8 @@ def _copy(
     words = {
         "built": list(expected or ()),
         "stored": list(actual),
+        "built_first": (expected or (1,))[0],
+        "stored_first": (actual or (1,))[0],
         "built_last": (expected or (1,))[-1],
         "stored_last": (actual or (1,))[-1],
         "name": parameter_name(module.planned, place, suffix, loader),
@@ -244,6 +246,8 @@ def _relation(expected: tuple[int, ...] | None, actual: tuple[int, ...], dtype: 
         return "same" if compatible else "dtype"
     if len(expected) == len(actual) and expected[:-1] == actual[:-1]:
         return "wider" if actual[-1] > expected[-1] else "narrower"
+    if len(expected) == len(actual) and expected[1:] == actual[1:]:
+        return "taller" if actual[0] > expected[0] else "shorter"
     return "shape"
 
 
