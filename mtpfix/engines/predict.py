@@ -336,7 +336,7 @@ def _incomplete(events: Sequence[Event], loader: Loader) -> Iterator[Event]:
         None,
     )
     if first is not None:
-        text = str(fact.get("text", "")).replace("{name}", first.tensor or first.module)
+        text = str(fact.get("text", "")).replace("{name}", "…")  # the engine names one of a set, at random
         because = (*first.because, fact.get("source", ""))
         yield Event(first.kind, Outcome.CRASH, first.module, "", fact["does"], text, because, (COMPLETE, "~", ""))
 

@@ -7,9 +7,11 @@ may become worse. Nothing is written here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from mtpfix.engines.blueprint import SLOTS
 from mtpfix.families import branch_prefixes
 from mtpfix.model import Declaration, Finding, Fix, Operation, Outcome, Stored
 from mtpfix.rules.context import ROLES, Context, Release, occurrences
@@ -69,13 +71,17 @@ def _bad(releases: Iterable[Release]) -> Bad:
 def _exclude(context: Context, found: Finding) -> Iterator[Fix]:
     """Offer the fewest entries that make every concerned release build the modules plain."""
     concerned = {(engine.engine, version) for engine in found.engines for version in engine.versions}
+    kind = "fused-partly-listed" if found.rule == "MTP204" else "plain-into-quantized"
     mine = [
         one
-        for one in occurrences(context, ["plain-into-quantized"])
+        for one in occurrences(context, [kind])
         if (one.release.engine.name, one.release.version) in concerned and one.role == found.role
     ]
     before = _bad(context.releases)
-    modules = list(dict.fromkeys(one.event.module for one in mine))
+    fused = kind == "fused-partly-listed"
+    modules = list(
+        dict.fromkeys(name for one in mine for name in (one.built.modules if fused and one.built else (one.event.module,)))
+    )
     prefixes = list(dict.fromkeys(one.built.prefix for one in mine if one.built is not None and one.built.prefix))
     best: tuple[int, int, list[str]] | None = None
     for entries in _candidates(context, modules, prefixes):
@@ -85,12 +91,14 @@ def _exclude(context: Context, found: Finding) -> Iterator[Fix]:
         mended = len(before - after)
         if mended and (best is None or mended > best[0]):
             best = (mended, len(entries), entries)
-            if not any(bad[2] in modules and bad[3] == "plain-into-quantized" for bad in after):
+            if not any(bad[2] in modules and bad[3] == kind for bad in after):
                 break
     if best is not None:
         left = _bad(context.try_declarations(with_entries(context, best[2])))
-        rest = sorted({bad[0] for bad in left if bad[2] in modules and bad[3] == "plain-into-quantized"})
+        rest = sorted({bad[0] for bad in left if bad[2] in modules and bad[3] == kind})
         yield _entries_fix(context, best[2], rest)
+    if fused:
+        return
     size = sum(_packed_bytes(context.subject.stored[name]) for name in modules if name in context.subject.stored)
     operations = tuple(Operation("quantize", "", name) for name in modules)
     yield Fix("quantize the tensors to NVFP4", safe=False, operations=operations, bytes_written=size)
@@ -98,6 +106,7 @@ def _exclude(context: Context, found: Finding) -> Iterator[Fix]:
 
 def _entries_fix(context: Context, entries: Sequence[str], rest: Sequence[str]) -> Fix:
     blocks = _list_blocks(context)
+    entries = [entry for entry in entries if not all(entry in block.excludes for block in blocks)]
     operations = tuple(Operation("add-entry", block.file, entry) for block in blocks for entry in entries if entry not in block.excludes)
     written = sum(
         file_bytes(context, file) + sum(len(op.value) + ENTRY_OVERHEAD for op in operations if op.file == file)
@@ -226,12 +235,40 @@ def _graft(context: Context, found: Finding) -> Iterator[Fix]:
 
 
 def _layer_elements(context: Context) -> int:
-    """Return the weights of the last decoder layer, which a layer of the branch resembles."""
-    numbers = context.subject.numbers
-    if numbers is None or not numbers.layers:
+    """Return the weights of the decoder layer that a layer of the branch resembles most, by the names of its modules."""
+    numbers, family = context.subject.numbers, context.subject.family
+    if numbers is None or family is None:
         return 0
-    mark = f"layers.{numbers.layers - 1}."
-    return sum(_elements(stored) for name, stored in context.subject.stored.items() if mark in name)
+    layers: dict[int, dict[str, int]] = {}
+    for name, stored in context.subject.stored.items():
+        hit = _LAYER.search(name)
+        if hit is not None and int(hit[1]) < numbers.layers:
+            layers.setdefault(int(hit[1]), {})[hit[2]] = _elements(stored)
+    wanted = _branch_parts(context)
+    if not layers:
+        return 0
+    resembling = max(layers.values(), key=lambda parts: (len(wanted & parts.keys()) / len(wanted | parts.keys()), sum(parts.values())))
+    return sum(resembling.values())
+
+
+_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+
+
+def _branch_parts(context: Context) -> set[str]:
+    """Return the names, below its layer, of the modules that the newest judged release builds for the branch."""
+    family, architecture = context.subject.family, context.subject.architecture or ""
+    parts: set[str] = set()
+    if family is None or not context.releases:
+        return parts
+    newest = context.releases[-1]
+    for block in family.models(newest.engine.name, "draft", architecture, newest.version):
+        for group in block.get("group", ()):
+            for listing in group["modules"]:
+                for entry in family.table["modules"][listing]:
+                    given = entry.get("from", entry["name"])
+                    parts.update([given] if isinstance(given, str) else given)
+                    parts.update(name for slot in SLOTS for name in entry.get(slot, ()))
+    return parts
 
 
 def _glue_bytes(context: Context) -> int:
