@@ -853,12 +853,33 @@ class Step3p7Config(PretrainedConfig):
 '''
 
 
+NEMOTRON_CONFIGURATION = '''"""Configuration of Nemotron-H for engines that leave its class to the checkpoint."""
+
+from transformers import PretrainedConfig
+
+KINDS = {"M": "mamba", "E": "moe", "*": "attention", "-": "mlp"}
+
+
+class NemotronHConfig(PretrainedConfig):
+    model_type = "nemotron_h"
+
+    def __init__(self, hybrid_override_pattern="M", **named):
+        self.hybrid_override_pattern = hybrid_override_pattern
+        super().__init__(**named)
+
+    @property
+    def layers_block_type(self):
+        return [KINDS[letter] for letter in self.hybrid_override_pattern]
+'''
+
+
 def _nemotron_h(size: Size) -> Config:
     """Return the published configuration of Nemotron-3-Super-120B-A12B."""
     config: Config = {
         "architectures": ["NemotronHForCausalLM"],
         "attention_bias": False,
         "attention_dropout": 0.0,
+        "auto_map": {"AutoConfig": "configuration_nemotron_h.NemotronHConfig"},
         "bos_token_id": 1,
         "chunk_size": 128,
         "conv_kernel": 4,
@@ -1025,7 +1046,14 @@ FAMILIES = {
             block="mtp_block.",
             head="shared_head.head",
         ),
-        Family("nemotron_h", "Nemotron-3 Super, 120B-A12B", _nemotron_h, nemotron, _mtp_glob),
+        Family(
+            "nemotron_h",
+            "Nemotron-3 Super, 120B-A12B",
+            _nemotron_h,
+            nemotron,
+            _mtp_glob,
+            files={"configuration_nemotron_h.py": NEMOTRON_CONFIGURATION},
+        ),
     )
 }
 

@@ -173,7 +173,7 @@ def allow_ungated_experts() -> None:
     """Let experts without a gate be built: the CPU lacks only the kernel."""
     for name in ("config", "layer"):
         module = try_import(f"vllm.model_executor.layers.fused_moe.{name}")
-        if module is None or "is_act_and_mul=False is supported only" not in inspect.getsource(module):
+        if module is None or "is_act_and_mul=False is supported only for" not in inspect.getsource(module):
             continue
 
         class Platform:
@@ -184,6 +184,9 @@ def allow_ungated_experts() -> None:
 
             def __getattr__(self, attribute: str) -> Any:
                 return getattr(self.real, attribute)
+
+            def is_cuda_alike(self) -> bool:
+                return True
 
             def is_xpu(self) -> bool:
                 return True
@@ -241,6 +244,16 @@ def allow_latent_attention(platform: type) -> None:
         swap(latent, "process_weights_after_loading", lambda *_, **__: None, "weights are not folded for decoding")
 
 
+def stand_in_for_operators() -> None:
+    """Name the compiled operators that layers look up while they are built, where the compiled part is missing."""
+    import torch
+
+    for name in ("gelu_quick",):
+        if not hasattr(torch.ops._C, name):
+            setattr(torch.ops._C, name, None)
+            PATCHES.append(f"torch.ops._C.{name}: named without its kernel")
+
+
 def prepare_engine() -> ModuleType:
     """Import the engine and replace what needs a GPU; return the engine's package."""
     import torch
@@ -265,6 +278,7 @@ def prepare_engine() -> ModuleType:
     replace_expert_kernels()
     allow_ungated_experts()
     allow_latent_attention(platform)
+    stand_in_for_operators()
     registry = try_import("vllm.model_executor.models.registry")
     swap(registry, "_run_in_subprocess", lambda function: function(), "models are inspected in this process")
     if hasattr(torch, "accelerator"):
@@ -284,6 +298,14 @@ def kind_of(dtype: Any) -> str:
     return "float" if "float" in text else "integer"
 
 
+def floored(parameter: Any) -> bool:
+    """Return whether a parameter begins as the lowest number, so that its maximum ignores what nobody writes."""
+    import torch
+
+    lowest = torch.finfo(torch.float32).min
+    return parameter.dtype is torch.float32 and parameter.numel() < 64 and bool((parameter == lowest).all())
+
+
 class Watch:
     """What one model does while it is built and loaded."""
 
@@ -296,6 +318,7 @@ class Watch:
         self.modules: list[dict[str, str]] = []
         self.storages: dict[int, str] = {}
         self.shapes: dict[str, Any] = {}
+        self.floored: set[str] = set()
         self.regions: dict[int, list[tuple[int, tuple[int, ...], tuple[int, ...]]]] = {}
         self.misread: dict[str, str] = {}
         self.owners: dict[str, Any] = {}
@@ -308,6 +331,8 @@ class Watch:
         for name, parameter in model.named_parameters():
             self.storages[parameter.untyped_storage().data_ptr()] = name
             self.shapes[name] = parameter
+            if floored(parameter):
+                self.floored.add(name)
             self.owners[name] = model.get_submodule(name.rpartition(".")[0])
         for path, module in model.named_modules():
             found = describe(path, module, self.asked.get(id(module), (None, None))[1])
@@ -354,7 +379,7 @@ class Watch:
             for offset, size, stride in regions:
                 mask.as_strided(size, stride, offset).fill_(1)
             view = mask.as_strided(parameter.size(), parameter.stride(), parameter.storage_offset())
-            if not bool(view.all()):
+            if not bool(view.all()) and name not in self.floored:
                 self.partial.append(name)
 
     def forgive_shared(self) -> None:
@@ -490,6 +515,7 @@ def engine_configuration(checkpoint: str, speculative: dict[str, Any] | None) ->
         "model": checkpoint,
         "disable_log_stats": True,
         "dtype": "bfloat16",
+        "enable_chunked_prefill": False,
         "enable_prefix_caching": False,
         "enforce_eager": True,
         "load_format": "safetensors",
@@ -584,7 +610,11 @@ def mtp_layers(checkpoint: str) -> int:
 def load(checkpoint: str, runner: str) -> dict[str, Any]:
     """Load target and draft of one checkpoint; the draft is tried unless the target could not even be built."""
     from vllm.config import set_current_vllm_config
+    from vllm.model_executor.models.registry import ModelRegistry
 
+    architectures = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))["architectures"]
+    if not set(architectures) & set(ModelRegistry.get_supported_archs()):
+        return {"unsupported": architectures}
     hooks = Hooks()
     refused: Exception | None = None
     try:
