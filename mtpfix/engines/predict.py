@@ -252,7 +252,7 @@ def _simulate(
         )
     events += _leftovers(subject, blueprint, loader, role)
     events += _absent_layers(blueprint, loader, numbers)
-    events += _incomplete(events, loader)
+    events += _incomplete(events, loader, resolved.method or "", numbers)
     return _verdict(role, tuple(built), events)
 
 
@@ -327,9 +327,17 @@ def _absent_layers(blueprint: Blueprint, loader: Loader, numbers: Numbers) -> It
         )
 
 
-def _incomplete(events: Sequence[Event], loader: Loader) -> Iterator[Event]:
+def _incomplete(events: Sequence[Event], loader: Loader, method: str, numbers: Numbers) -> Iterator[Event]:
+    """Yield what a loader that counts its parameters raises where one stayed unwritten."""
     fact = loader.incomplete
     if fact["does"] == "silent":
+        return
+    always = fact.get("always_for", {}).get(method)
+    if always is not None:
+        name = fill(always, numbers)
+        text = str(fact.get("text", "")).replace("{name}", name)
+        order = (COMPLETE, "", "")
+        yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, (fact.get("source", ""),), order)
         return
     first = next(
         (event for event in events if event.outcome is Outcome.SILENT and event.order[0] == COMPLETE),
