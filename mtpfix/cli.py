@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 FALLBACK_WIDTH = 100
+PATIENCE = 0.3  # seconds before a progress bar appears
 WORST_FIRST = (EXIT_UNABLE, EXIT_FINDINGS, EXIT_NOTHING, EXIT_OK)
 
 app = typer.Typer(
@@ -104,9 +106,9 @@ def _defect(error: Exception) -> MtpfixError:
 def _complain(message: str, hint: str = "") -> None:
     from mtpfix.report.names import LONGEST, shown
 
-    typer.echo(f"mtpfix: {shown(message, LONGEST)}", err=True)
+    sys.stderr.write(f"mtpfix: {shown(message, LONGEST)}\n")
     if hint:
-        typer.echo(f"  {shown(hint, LONGEST)}", err=True)
+        sys.stderr.write(f"  {shown(hint, LONGEST)}\n")
 
 
 # ------------------------------------------------------------------------------------------------ commands
@@ -330,13 +332,24 @@ def _screen(color: Literal["auto", "always", "never"], output: Path | None) -> t
 
 @contextmanager
 def _progress(*, wanted: bool) -> Iterator[Progress | None]:
-    """Show a bar on standard error while files are read, where that is a terminal."""
+    """Show a bar on standard error while files are read, where that is a terminal and it takes long enough to see."""
     if not (wanted and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"):
         yield None
         return
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading headers", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = Bar(console=Console(stderr=True, force_terminal=True), transient=True)
+    task = bar.add_task("reading headers", total=None)
+    begun = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        if not bar.live.is_started and time.monotonic() - begun > PATIENCE:
+            bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield tell
+    finally:
+        if bar.live.is_started:
+            bar.stop()

@@ -267,12 +267,9 @@ def _details(finding: Finding, *, verbose: bool) -> Iterable[tuple[str, Text]]:
         yield "formats", Text(", ".join(f"{side} {shown(text)}" for text, side in sides if text))
     if finding.error:
         yield "raises", Text(shown(finding.error, LONGEST), "red")
-    shortened = finding.evidence if verbose or len(finding.evidence) <= 3 else finding.evidence[:3]
-    for number, source in enumerate(shortened):
-        more = (
-            f" and {len(finding.evidence) - 3} more" if number == 2 and len(shortened) < len(finding.evidence) else ""
-        )
-        yield "" if number else "evidence", Text(shown(source) + more, "dim")
+    if finding.evidence:
+        most = len(finding.evidence) if verbose else MOST_NAMES
+        yield "evidence", Text(_first(finding.evidence, most, "\n"), "dim")
     for fix in finding.fixes:
         yield "repair", _repair(fix)
 
