@@ -33,7 +33,11 @@ def covers(versions: str, version: str) -> bool:
 
 def is_ranged(value: object) -> bool:
     """Return whether a value is a list of tables that each say for which `versions` they hold."""
-    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) and "versions" in entry for entry in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(entry, dict) and "versions" in entry for entry in value)
+    )
 
 
 def pick(value: object, version: str) -> Any:
@@ -69,7 +73,9 @@ def read_text(package: str, name: str) -> str:
 
 def names_of(package: str) -> tuple[str, ...]:
     """Return the names, without suffix, of the knowledge files of a package."""
-    return tuple(sorted(entry.name.removesuffix(".toml") for entry in files(package).iterdir() if entry.name.endswith(".toml")))
+    return tuple(
+        sorted(entry.name.removesuffix(".toml") for entry in files(package).iterdir() if entry.name.endswith(".toml"))
+    )
 
 
 def walk_ranged(value: object, path: str = "") -> Iterator[tuple[str, list[Table]]]:

@@ -57,7 +57,7 @@ def names() -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a user asked of one engine: the releases that match, in ascending order; `explicit` if a version was named."""
+    """What a user asked of one engine: the matching releases, ascending; `explicit` if a version was named."""
 
     engine: Engine
     releases: tuple[str, ...]
@@ -75,7 +75,8 @@ def resolve_requests(texts: Sequence[str] | None) -> list[Request]:
             requirement = Requirement(text)
         except InvalidRequirement as error:
             raise UsageError(
-                f"{text!r} does not name an engine and a version range", "write for example vllm, vllm==0.19.* or 'vllm>=0.20,<0.24'"
+                f"{text!r} does not name an engine and a version range",
+                "write for example vllm, vllm==0.19.* or 'vllm>=0.20,<0.24'",
             ) from error
         engine = load(requirement.name.lower())
         matching = {release for release in engine.releases if requirement.specifier.contains(release, prereleases=True)}
@@ -87,12 +88,13 @@ def resolve_requests(texts: Sequence[str] | None) -> list[Request]:
         known, explicit = asked.get(engine.name, (set(), False))
         asked[engine.name] = (known | matching, explicit or bool(requirement.specifier))
     return [
-        Request(load(name), tuple(sorted(releases, key=Version)), explicit) for name, (releases, explicit) in sorted(asked.items())
+        Request(load(name), tuple(sorted(releases, key=Version)), explicit)
+        for name, (releases, explicit) in sorted(asked.items())
     ]
 
 
 def range_text(engine: Engine, releases: Iterable[str]) -> str:
-    """Write releases the way a person says them: `vllm`, `vllm <=0.19.1`, `vllm 0.20.2 - 0.22.0`, `vllm 0.18.1, 0.30.0`.
+    """Write releases as a person says them: `vllm`, `vllm <=0.19.1`, `vllm 0.20.2 - 0.22.0`, `vllm 0.18.1, 0.30.0`.
 
     Runs are counted over all known releases of the engine, so a text never claims a release that was not judged.
     """

@@ -57,7 +57,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """All modules of one model: `absent` are MTP layers of which nothing is stored, `claimed` every name on disk it uses."""
+    """All modules of one model: `absent` MTP layers have nothing stored, `claimed` is every name on disk it uses."""
 
     modules: tuple[Planned, ...]
     absent: tuple[int, ...]
@@ -209,7 +209,7 @@ def _holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool
         return index >= value if condition["layer"] == "at_least" else index < value
     expected = condition.get("equals", condition.get("char"))
     if isinstance(value, (list, str)):
-        return index is not None and index < len(value) and value[index] == expected
+        return index is not None and index < len(value) and bool(value[index] == expected)
     return bool(value == expected)
 
 

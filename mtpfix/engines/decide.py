@@ -17,8 +17,8 @@ from mtpfix.engines.matching import (
     Compressed,
     CompressedRules,
     Listing,
-    Packed,
     MixedSteps,
+    Packed,
     algorithm,
     compressed,
     compressed_experts,
@@ -80,7 +80,9 @@ class Lists:
     def compressed(self) -> Compressed:
         """Return the compressed-tensors lists, prepared."""
         groups = self.resolved.declaration.groups if self.resolved.declaration else ()
-        return Compressed(self.listing, self.targets, {target: group.scheme for group in groups for target in group.targets})
+        return Compressed(
+            self.listing, self.targets, {target: group.scheme for group in groups for target in group.targets}
+        )
 
 
 def prepare_lists(resolved: Resolved, engine: Engine, version: str) -> Lists:
@@ -120,7 +122,7 @@ class Decider:
         self._facts: dict[str, Any] = {}
 
     def decide(self, prefix: str, layer: str, *, plain: bool) -> Decision:
-        """Return how the module of this prefix and layer class is built; `plain` where the model class says so itself."""
+        """Return how the module of this prefix and layer class is built; `plain` where the model class says so."""
         method = self.lists.resolved.method
         if plain or method is None or layer not in ASKED:
             return Decision(Format.BF16, Dialect.OTHER)

@@ -44,7 +44,7 @@ NVFP4 = (Format.NVFP4, Format.NVFP4_A16)
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """The facts of one model's loader at one release: tables as in docs/knowledge.md, already picked for the release."""
+    """The facts of one model's loader at one release: tables as in docs/knowledge.md, picked for the release."""
 
     model_class: str
     unknown: Table
@@ -120,9 +120,7 @@ def load_module(module: Module, stored: Mapping[str, Stored], loader: Loader) ->
     yield from _unwritten(module, stored, present, table, written, loader)
 
 
-def _unknown(
-    module: Module, place: Place, suffix: str, part: Part, kind: Kind, loader: Loader
-) -> Iterator[Event]:
+def _unknown(module: Module, place: Place, suffix: str, part: Part, kind: Kind, loader: Loader) -> Iterator[Event]:
     planned = module.planned
     fact = planned.unknown or (loader.unknown_experts if planned.layer == "experts" else loader.unknown)
     tensor = part.order[1]
@@ -204,11 +202,18 @@ def _joined(*parts: str) -> str:
 
 
 def _copy(
-    module: Module, place: Place, item: Stored, suffix: str, part: Part, parameter: Parameter, kind: Kind, loader: Loader
+    module: Module,
+    place: Place,
+    item: Stored,
+    suffix: str,
+    part: Part,
+    parameter: Parameter,
+    kind: Kind,
+    loader: Loader,
 ) -> Iterator[Event]:
-    rows, columns = item.shape[-2:] if len(item.shape) >= 2 else (item.shape[0] if item.shape else 1, 1)  # noqa: PLR2004
+    rows, columns = item.shape[-2:] if len(item.shape) >= 2 else (item.shape[0] if item.shape else 1, 1)
     expected = shape_of(parameter, rows, columns)
-    actual = part.shape[1:] if len(item.shape) > 2 and part.shape else part.shape  # noqa: PLR2004 - stacked experts
+    actual = part.shape[1:] if len(item.shape) > 2 and part.shape else part.shape
     relation = _relation(expected, actual, part.dtype, parameter)
     if relation == "same":
         return
@@ -299,10 +304,16 @@ def _unwritten(
                 "scale-missing" if kind == "same" else kind, place.module, f"{place.module}.{lacking[0]}", module, order
             )
         elif kind == "same" and item.experts:
-            holes = [name for name, part in item.parts.items() if part.experts is not None and part.experts != item.experts]
+            holes = [
+                name for name, part in item.parts.items() if part.experts is not None and part.experts != item.experts
+            ]
             if holes:
                 yield _silent("scale-missing", place.module, f"{place.module}.{holes[0]}", module, order)
-    if planned.partial_scalars and present and any(parameter.shape == "1" and parameter.needed for parameter in table.values()):
+    if (
+        planned.partial_scalars
+        and present
+        and any(parameter.shape == "1" and parameter.needed for parameter in table.values())
+    ):
         name = present[0][0].module
         yield _silent("scale-missing", name, f"{name}.weight_scale_2", module, order)
     scales = "weight_scale"

@@ -49,7 +49,11 @@ _TABLE: Mapping[tuple[Dialect, Format], Mapping[str, Parameter]] = {
         "input_scale": Parameter(_SCALE, "1"),
         **_BIAS,
     },
-    (Dialect.MODELOPT, Format.FP8_CHANNEL): {"weight": Parameter(_F8, "n,k"), "weight_scale": Parameter(_SCALE, "n"), **_BIAS},
+    (Dialect.MODELOPT, Format.FP8_CHANNEL): {
+        "weight": Parameter(_F8, "n,k"),
+        "weight_scale": Parameter(_SCALE, "n"),
+        **_BIAS,
+    },
     (Dialect.MODELOPT, Format.FP8_BLOCK): {
         "weight": Parameter(_F8, "n,k"),
         "weight_scale": Parameter(_SCALE, "n/128,k/128"),

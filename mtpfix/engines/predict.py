@@ -140,7 +140,9 @@ def knowledge_key(subject: Subject, engine: Engine, version: str) -> str:
 def _picked(value: object, version: str) -> object:
     """Return a value with every ranged fact picked and every entry of another release dropped."""
     if isinstance(value, dict):
-        return {key: _picked(pick(below, version) if key != "versions" else "", version) for key, below in value.items()}
+        return {
+            key: _picked(pick(below, version) if key != "versions" else "", version) for key, below in value.items()
+        }
     if isinstance(value, list):
         return [
             _picked(below, version)
@@ -188,7 +190,9 @@ def _lists(
     return lists
 
 
-def _packed(family: Family, block: Table, subject: Subject, engine: Engine, version: str) -> Mapping[str, Sequence[str]]:
+def _packed(
+    family: Family, block: Table, subject: Subject, engine: Engine, version: str
+) -> Mapping[str, Sequence[str]]:
     packed: Any = pick(block.get("packed", {}), version)
     if packed == "target":
         targets = family.models(engine.name, "target", subject.architecture or "", version)
@@ -257,7 +261,7 @@ def _simulate(
 
 
 def _broken(block: Table, version: str) -> Iterator[Event]:
-    """Yield the error of a model class that cannot be constructed at all at a release, whatever the checkpoint holds."""
+    """Yield the error of a model class that cannot be constructed at a release, whatever the checkpoint holds."""
     fact = pick(block.get("broken"), version)
     if fact and fact["does"] != "silent":
         because = (str(fact.get("source", "")),)
@@ -271,7 +275,9 @@ def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Even
         needed = numbers.layers + (numbers.mtp if fact["length"] == "N+K" else 0)
         for key in fact["keys"]:
             value = numbers.decoder.get(key)
-            kept = min(len(value), numbers.layers) if fact.get("cut") == "N" and isinstance(value, (list, str)) else None
+            kept = (
+                min(len(value), numbers.layers) if fact.get("cut") == "N" and isinstance(value, (list, str)) else None
+            )
             if isinstance(value, (list, str)) and value and (len(value) if kept is None else kept) < needed:
                 text = str(fact["text"]).replace("{key}", key)
                 because = (str(fact.get("source", "")),)
@@ -281,7 +287,9 @@ def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Even
 
 def _leftovers(subject: Subject, blueprint: Blueprint, loader: Loader, role: Role) -> Iterator[Event]:
     """Yield what the loader does with tensors of modules that it does not construct."""
-    paths = frozenset(path for planned in blueprint.modules for path in accumulate(planned.param.split("."), "{}.{}".format))
+    paths = frozenset(
+        path for planned in blueprint.modules for path in accumulate(planned.param.split("."), "{}.{}".format)
+    )
     for item in subject.stored.values():
         module = item.module
         if module in blueprint.claimed:

@@ -39,7 +39,7 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """The numbers a family's templates use: `layers` of the decoder (N), `mtp` layers (K), and the object they stand in.
+    """The numbers a family's templates use: decoder `layers` (N), `mtp` layers (K), and the object they stand in.
 
     `declared` is whether the configuration itself names the MTP layers, rather than the family's default.
     """

@@ -24,7 +24,10 @@ Bad = frozenset[tuple[str, str, str, str]]
 
 def suggest(context: Context, findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Return the findings with their repairs."""
-    return tuple(replace(found, fixes=tuple(_REPAIRS[found.rule](context, found))) if found.rule in _REPAIRS else found for found in findings)
+    return tuple(
+        replace(found, fixes=tuple(_REPAIRS[found.rule](context, found))) if found.rule in _REPAIRS else found
+        for found in findings
+    )
 
 
 def file_bytes(context: Context, name: str) -> int:
@@ -46,7 +49,7 @@ def _list_blocks(context: Context) -> list[Declaration]:
 
 
 def with_entries(context: Context, add: Sequence[str], remove: Sequence[str] = ()) -> list[Declaration]:
-    """Return the checkpoint's quantization blocks after entries were added to, and removed from, every top-level list."""
+    """Return the checkpoint's quantization blocks after entries were added to, and removed from, every list."""
     edited = []
     for block in context.checkpoint.declarations:
         if len(block.path) > 1:
@@ -80,7 +83,9 @@ def _exclude(context: Context, found: Finding) -> Iterator[Fix]:
     before = _bad(context.releases)
     fused = kind == "fused-partly-listed"
     modules = list(
-        dict.fromkeys(name for one in mine for name in (one.built.modules if fused and one.built else (one.event.module,)))
+        dict.fromkeys(
+            name for one in mine for name in (one.built.modules if fused and one.built else (one.event.module,))
+        )
     )
     prefixes = list(dict.fromkeys(one.built.prefix for one in mine if one.built is not None and one.built.prefix))
     best: tuple[int, int, list[str]] | None = None
@@ -107,13 +112,18 @@ def _exclude(context: Context, found: Finding) -> Iterator[Fix]:
 def _entries_fix(context: Context, entries: Sequence[str], rest: Sequence[str]) -> Fix:
     blocks = _list_blocks(context)
     entries = [entry for entry in entries if not all(entry in block.excludes for block in blocks)]
-    operations = tuple(Operation("add-entry", block.file, entry) for block in blocks for entry in entries if entry not in block.excludes)
+    operations = tuple(
+        Operation("add-entry", block.file, entry)
+        for block in blocks
+        for entry in entries
+        if entry not in block.excludes
+    )
     written = sum(
         file_bytes(context, file) + sum(len(op.value) + ENTRY_OVERHEAD for op in operations if op.file == file)
         for file in dict.fromkeys(operation.file for operation in operations)
     )
     where = " and ".join(dict.fromkeys(f"{block.exclude_key} of {block.file}" for block in blocks))
-    shown = ", ".join(entries[:4]) + (f" and {len(entries) - 4} more" if len(entries) > 4 else "")  # noqa: PLR2004
+    shown = ", ".join(entries[:4]) + (f" and {len(entries) - 4} more" if len(entries) > 4 else "")
     title = f"add {shown} to {where}"
     if rest:
         title += f" (still fails in {rest[0]}" + (f" and {len(rest) - 1} more releases)" if len(rest) > 1 else ")")
@@ -130,7 +140,11 @@ def _candidates(context: Context, modules: Sequence[str], prefixes: Sequence[str
         yield exact
     inside = [name for name in modules if context.subject.in_branch(name)]
     if family is not None and numbers is not None and inside:
-        roots = [root.rstrip(".") for root in branch_prefixes(family, numbers) if any(name.startswith(root) for name in inside)]
+        roots = [
+            root.rstrip(".")
+            for root in branch_prefixes(family, numbers)
+            if any(name.startswith(root) for name in inside)
+        ]
         outside = [prefix for prefix in exact if not any(prefix.startswith(root) for root in roots)]
         for spell in _spellings(patterns, compressed=_compressed(context)):
             globs = [spell(root) for root in roots]
@@ -159,7 +173,7 @@ def _pattern_dialect(context: Context) -> bool:
     return any(block.method in ("modelopt", "compressed-tensors") for block in _list_blocks(context))
 
 
-def _spellings(patterns: bool, *, compressed: bool) -> list[Callable[[str], str]]:  # noqa: FBT001 - internal
+def _spellings(patterns: bool, *, compressed: bool) -> list[Callable[[str], str]]:
     if compressed:
         return [lambda root: "re:.*" + root.rpartition("model.")[2].replace(".", r"\.") + r"\..*"]
     if patterns:
@@ -177,7 +191,8 @@ def _modules_of(context: Context, found: Finding, kinds: Sequence[str]) -> list[
         for one in occurrences(context, kinds)
         if (one.release.engine.name, one.release.version) in concerned and one.role == found.role
     )
-    return [name for name in dict.fromkeys(hits) if context.subject.stored[name].format.value == found.stored]
+    stored = context.subject.stored
+    return [name for name in dict.fromkeys(hits) if name not in stored or stored[name].format.value == found.stored]
 
 
 def _elements(stored: Stored) -> int:
@@ -203,7 +218,10 @@ def _narrow(context: Context, found: Finding) -> Iterator[Fix]:
         if one.built is not None and one.built.excluded_by and one.role == found.role
     }
     written_as = [
-        entry for block in _list_blocks(context) for entry in block.excludes if entry in entries or entry.rstrip("*.") in entries
+        entry
+        for block in _list_blocks(context)
+        for entry in block.excludes
+        if entry in entries or entry.rstrip("*.") in entries
     ]
     for entry in dict.fromkeys(written_as):
         before = _bad(context.releases)
@@ -216,15 +234,33 @@ def _narrow(context: Context, found: Finding) -> Iterator[Fix]:
     yield from _dequantize(context, found)
 
 
-def _graft(context: Context, found: Finding) -> Iterator[Fix]:
+def _graft_modules(context: Context, found: Finding) -> Iterator[Fix]:
+    modules = _modules_of(context, found, ["weight-missing"])
+    size = 0
+    for module in modules:
+        hit = _LAYER.search(module)
+        alike = (stored for name, stored in context.subject.stored.items() if hit and name.endswith(f".{hit[2]}"))
+        size += 2 * max((_elements(stored) for stored in alike), default=0)
+    operations = tuple(Operation("graft", "", module) for module in modules)
+    yield Fix("graft these modules from the base model", safe=True, operations=operations, bytes_written=size)
+
+
+def _graft(context: Context, _: Finding) -> Iterator[Fix]:
     numbers = context.subject.numbers
     layers = numbers.mtp if numbers else 0
     size = layers * (_layer_elements(context) * 2 + _glue_bytes(context))
     operation = (Operation("graft", "", "the MTP branch of the base model"),)
-    yield Fix("graft the MTP branch from the base model, in BF16 and listed", safe=True, operations=operation, bytes_written=size)
+    yield Fix(
+        "graft the MTP branch from the base model, in BF16 and listed",
+        safe=True,
+        operations=operation,
+        bytes_written=size,
+    )
     family = context.subject.family
     if family is not None:
-        keys = [key for key in family.table["numbers"]["K"] if numbers and (key in numbers.decoder or key in numbers.config)]
+        keys = [
+            key for key in family.table["numbers"]["K"] if numbers and (key in numbers.decoder or key in numbers.config)
+        ]
         off = tuple(Operation("remove-key", CONFIG, key) for key in keys)
         yield Fix(
             f"switch the branch off: remove {', '.join(keys) or 'the MTP keys'} from config.json",
@@ -235,7 +271,7 @@ def _graft(context: Context, found: Finding) -> Iterator[Fix]:
 
 
 def _layer_elements(context: Context) -> int:
-    """Return the weights of the decoder layer that a layer of the branch resembles most, by the names of its modules."""
+    """Return the weights of the decoder layer that a layer of the branch resembles most, by its modules' names."""
     numbers, family = context.subject.numbers, context.subject.family
     if numbers is None or family is None:
         return 0
@@ -247,7 +283,10 @@ def _layer_elements(context: Context) -> int:
     wanted = _branch_parts(context)
     if not layers:
         return 0
-    resembling = max(layers.values(), key=lambda parts: (len(wanted & parts.keys()) / len(wanted | parts.keys()), sum(parts.values())))
+    resembling = max(
+        layers.values(),
+        key=lambda parts: (len(wanted & parts.keys()) / len(wanted | parts.keys()), sum(parts.values())),
+    )
     return sum(resembling.values())
 
 
@@ -280,7 +319,12 @@ def _glue_bytes(context: Context) -> int:
 def _synchronise(context: Context, _: Finding) -> Iterator[Fix]:
     file = "hf_quant_config.json"
     operation = (Operation("synchronise", file, CONFIG),)
-    yield Fix(f"write the list of {CONFIG} into {file}", safe=False, operations=operation, bytes_written=file_bytes(context, file))
+    yield Fix(
+        f"write the list of {CONFIG} into {file}",
+        safe=False,
+        operations=operation,
+        bytes_written=file_bytes(context, file),
+    )
 
 
 def _drop_block(context: Context, found: Finding) -> Iterator[Fix]:
@@ -290,7 +334,12 @@ def _drop_block(context: Context, found: Finding) -> Iterator[Fix]:
 
 def _reindex(context: Context, _: Finding) -> Iterator[Fix]:
     size = file_bytes(context, INDEX)
-    yield Fix("rebuild the index from the shards", safe=True, operations=(Operation("reindex", INDEX, ""),), bytes_written=size)
+    yield Fix(
+        "rebuild the index from the shards",
+        safe=True,
+        operations=(Operation("reindex", INDEX, ""),),
+        bytes_written=size,
+    )
 
 
 def _extend_arrays(context: Context, found: Finding) -> Iterator[Fix]:
@@ -299,7 +348,7 @@ def _extend_arrays(context: Context, found: Finding) -> Iterator[Fix]:
     yield Fix(title, safe=False, operations=operation, bytes_written=file_bytes(context, CONFIG))
 
 
-def _share_scale(context: Context, found: Finding) -> Iterator[Fix]:
+def _share_scale(_: Context, found: Finding) -> Iterator[Fix]:
     size = found.count * 4
     operation = (Operation("share-scale", "", found.module),)
     yield Fix("share one global scale within each group", safe=False, operations=operation, bytes_written=size)
@@ -308,7 +357,7 @@ def _share_scale(context: Context, found: Finding) -> Iterator[Fix]:
 _REPAIRS: dict[str, Callable[[Context, Finding], Iterator[Fix]]] = {
     "MTP101": _graft,
     "MTP103": _extend_arrays,
-    "MTP104": _graft,
+    "MTP104": _graft_modules,
     "MTP201": _exclude,
     "MTP202": _exclude,
     "MTP203": _dequantize,

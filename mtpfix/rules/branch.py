@@ -26,7 +26,9 @@ def mtp_absent(context: Context, this: Rule) -> Iterator[Finding]:
     declared = context.subject.numbers.mtp if context.subject.numbers else 0
     for group in bundle(context, found):
         says = "loads it all the same and drafts from uninitialised weights" if group.silent else "refuses to load"
-        amount = "no tensor of the branch is stored" if not mtp.present else f"{len(group.modules)} of them have no tensor"
+        amount = (
+            "no tensor of the branch is stored" if not mtp.present else f"{len(group.modules)} of them have no tensor"
+        )
         message = f"config.json declares {declared} MTP layer{'s' * (declared != 1)}, but {amount}; the engine {says}."
         yield finding(context, this, group, message)
     if declared and mtp.declared and not mtp.present and not found:

@@ -99,7 +99,8 @@ class Context:
         for release in releases:
             by_engine.setdefault(release.engine.name, (release.engine, []))[1].append(release.version)
         return tuple(
-            EngineRange(engine.name, tuple(versions), range_text(engine, versions)) for engine, versions in by_engine.values()
+            EngineRange(engine.name, tuple(versions), range_text(engine, versions))
+            for engine, versions in by_engine.values()
         )
 
     @cached_property
@@ -131,9 +132,15 @@ class Context:
                 else:
                     runs.append([release])
             for run in runs:
-                shown = next((one for one in reversed(run) if one.prediction.confidence is Confidence.VERIFIED), run[-1])
+                shown = next(
+                    (one for one in reversed(run) if one.prediction.confidence is Confidence.VERIFIED), run[-1]
+                )
                 versions = tuple(release.version for release in run)
-                text = range_text(request.engine, versions) if len(versions) > 1 else f"{request.engine.name} {versions[0]}"
+                text = (
+                    range_text(request.engine, versions)
+                    if len(versions) > 1
+                    else f"{request.engine.name} {versions[0]}"
+                )
                 yield EngineReport(shown.prediction, versions, text)
 
 

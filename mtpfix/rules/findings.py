@@ -43,7 +43,9 @@ class Bundle:
         return all(one.event.outcome is Outcome.SILENT for one in self.occurrences)
 
 
-def bundle(context: Context, found: Iterable[Occurrence], key: Callable[[Occurrence], str] = lambda _: "") -> Iterator[Bundle]:
+def bundle(
+    context: Context, found: Iterable[Occurrence], key: Callable[[Occurrence], str] = lambda _: ""
+) -> Iterator[Bundle]:
     """Group occurrences by role, formats, `key`, and the set of releases in which a module fails."""
     modules: dict[tuple[str, ...], dict[str, list[Occurrence]]] = {}
     for one in found:
@@ -69,9 +71,7 @@ def _role(text: str) -> Role:
     return "draft" if text == "draft" else "target"
 
 
-def finding(
-    context: Context, rule: Rule, group: Bundle, message: str, *, severity: Severity | None = None
-) -> Finding:
+def finding(context: Context, rule: Rule, group: Bundle, message: str, *, severity: Severity | None = None) -> Finding:
     """Return the finding of a bundle: the error is what its newest release prints."""
     first = group.newest
     event = first.event

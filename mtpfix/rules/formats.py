@@ -45,7 +45,7 @@ def _then(group: Bundle) -> str:
 
 def _prefixes(group: Bundle) -> str:
     asked = list(dict.fromkeys(one.built.prefix for one in group.occurrences if one.built is not None))
-    return ", ".join(asked[:3]) + (f" and {len(asked) - 3} more" if len(asked) > 3 else "")  # noqa: PLR2004
+    return ", ".join(asked[:3]) + (f" and {len(asked) - 3} more" if len(asked) > 3 else "")
 
 
 @rule("MTP201", "plain-built-quantized", Severity.ERROR)
@@ -80,7 +80,9 @@ def listed_under_another_name(context: Context, this: Rule) -> Iterator[Finding]
     found = (one for one in occurrences(context, ["plain-into-quantized"]) if _entry(one))
     for group in bundle(context, found, _entry):
         entry = _entry(group.newest)
-        message = f"Listed as {entry}, but the engine asks for {_prefixes(group)}, builds {group.built}; {_then(group)}."
+        message = (
+            f"Listed as {entry}, but the engine asks for {_prefixes(group)}, builds {group.built}; {_then(group)}."
+        )
         yield finding(context, this, group, message)
 
 

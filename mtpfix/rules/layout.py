@@ -110,9 +110,7 @@ def unreadable(context: Context, this: Rule) -> Iterator[Finding]:
 
     Repair: fetch the file again.
     """
-    yield from _problems(
-        context, this, Fault.SHARD_UNREADABLE, Fault.INDEX_UNREADABLE, Fault.CONFIG_UNREADABLE
-    )
+    yield from _problems(context, this, Fault.SHARD_UNREADABLE, Fault.INDEX_UNREADABLE, Fault.CONFIG_UNREADABLE)
 
 
 @rule("MTP510", "lfs-pointer", Severity.ERROR)

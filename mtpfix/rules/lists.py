@@ -50,12 +50,14 @@ def stale_nested_block(context: Context, this: Rule) -> Iterator[Finding]:
     """
     first = _top(context)
     for block in context.checkpoint.declarations:
-        if block.file != CONFIG or len(block.path) < 2 or first is None:  # noqa: PLR2004
+        if block.file != CONFIG or len(block.path) < 2 or first is None:
             continue
         differences = declared_scheme_differences(first, block)
         if differences:
             where = ".".join(block.path)
-            yield plain_finding(this, f"{where} contradicts the top-level block: {'; '.join(differences)}.", module=where)
+            yield plain_finding(
+                this, f"{where} contradicts the top-level block: {'; '.join(differences)}.", module=where
+            )
 
 
 @rule("MTP403", "declaration-not-understood", Severity.WARNING)
@@ -101,15 +103,19 @@ def dead_entry(context: Context, this: Rule) -> Iterator[Finding]:
     for block in context.deciding:
         dead = list(_dead_entries(context, block))
         if dead:
-            shown = ", ".join(dead[:5]) + (f" and {len(dead) - 5} more" if len(dead) > 5 else "")  # noqa: PLR2004
+            shown = ", ".join(dead[:5]) + (f" and {len(dead) - 5} more" if len(dead) > 5 else "")
             message = f"{len(dead)} of {len(block.excludes)} entries of {block.exclude_key} match nothing: {shown}."
             yield plain_finding(this, message, module=dead[0] if len(dead) == 1 else "", count=len(dead))
 
 
 def _dead_entries(context: Context, block: Declaration) -> Iterator[str]:
     names = context.subject.names
-    known = {built.prefix for release in context.releases for model in (release.prediction.target, release.prediction.draft)
-             for built in model.built}
+    known = {
+        built.prefix
+        for release in context.releases
+        for model in (release.prediction.target, release.prediction.draft)
+        for built in model.built
+    }
     spelled = [name.replace(".{}", ".0") for name in names.stored]
     everything = "\n".join((*spelled, *known))
     for entry in block.excludes:

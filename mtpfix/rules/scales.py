@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -25,7 +24,9 @@ def scale_missing(context: Context, this: Rule) -> Iterator[Finding]:
 
     Repair: write the scale (from sibling layers), or declare the module weight-only.
     """
-    for group in bundle(context, occurrences(context, ["scale-missing"]), lambda one: one.event.tensor.rpartition(".")[2]):
+    for group in bundle(
+        context, occurrences(context, ["scale-missing"]), lambda one: one.event.tensor.rpartition(".")[2]
+    ):
         suffix = group.newest.event.tensor.rpartition(".")[2] or "weight_scale"
         holes = _experts_without(context, group.modules, suffix)
         where = f" for experts {holes}" if holes else ""
