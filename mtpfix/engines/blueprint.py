@@ -206,7 +206,7 @@ def _holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool
     if "layer" in condition:
         if not isinstance(value, int) or index is None:
             return condition["layer"] == "below"
-        return index >= value if condition["layer"] == "at_least" else index < value
+        return (index >= value) is (condition["layer"] == "at_least")
     expected = condition.get("equals", condition.get("char"))
     if isinstance(value, (list, str)):
         return index is not None and index < len(value) and bool(value[index] == expected)

@@ -1,0 +1,167 @@
+"""Prove the knowledge files whole: known keys only, one fact for each release, every name and source well formed.
+
+Run as `python -m mtpfix.engines.check`; the tests run it too. Whether a source line says what the fact says is proved
+against the engines' own code elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mtpfix import engines, families
+from mtpfix.engines import Engine
+from mtpfix.engines.blueprint import SLOTS
+from mtpfix.facts import Table, check_cover, covers, is_ranged, walk_ranged
+from mtpfix.families import Family
+
+SOURCE = re.compile(r"[\w./-]+\.py:\d+@\d+\.\d+(\.\w+)*")
+
+FAMILY_KEYS = {"name", "title", "architectures", "text", "numbers", "disk", "mappers", "modules"}
+BLOCK_KEYS = {
+    "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
+    "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "cache_scales", "source",
+}  # fmt: skip
+GROUP_KEYS = {"disk", "prefix", "param", "modules", "versions", "source"}
+MODULE_KEYS = {
+    "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
+    "versions", "source", "unknown", "partial_scalars", "unfused", *SLOTS,
+}  # fmt: skip
+LAYERS = {"column", "merged", "qkv", "row", "replicated", "linear", "head", "embedding", "experts", "norm"}
+MAY_HAVE_GAPS = {"broken", "arrays", "unknown", "prefix", "param", "partial_scalars"}
+"""Facts that need not cover every release: absent means the default that docs/knowledge.md gives."""
+
+
+def check_all() -> list[str]:
+    """Return sentences about everything that is wrong in the knowledge files; an empty list means they are whole."""
+    known = [engines.load(name) for name in engines.names()]
+    faults = [fault for engine in known for fault in check_engine(engine)]
+    for name in families.names():
+        faults += check_family(families.load(name), known)
+    return faults
+
+
+def check_engine(engine: Engine) -> Iterator[str]:
+    """Yield what is wrong in one engine file."""
+    where = f"{engine.name}.toml"
+    yield from (f"{where}: {one} is verified, but is no known release" for one in set(engine.verified) - set(engine.releases))
+    for name, fact in engine.table["facts"].items():
+        if not is_ranged(fact):
+            yield f"{where}: {name} is no list of facts with versions"
+            continue
+        yield from check_cover(fact, engine.releases, f"{where}: {name}", gaps=False)
+        yield from _sources(fact, engine, f"{where}: {name}")
+    for number, row in enumerate(engine.table.get("mismatch", ())):
+        yield from _sources([row], engine, f"{where}: mismatch {number}")
+
+
+def check_family(family: Family, known: Sequence[Engine]) -> Iterator[str]:
+    """Yield what is wrong in one family file."""
+    where = f"{family.name}.toml"
+    yield from _unknown_keys(family.table, FAMILY_KEYS | {engine.name for engine in known}, where)
+    for listing, entries in family.table["modules"].items():
+        for entry in entries:
+            name = f"{where}: modules.{listing} {entry.get('name', '?')}"
+            yield from _unknown_keys(entry, MODULE_KEYS, name)
+            if entry.get("layer") not in LAYERS:
+                yield f"{name}: {entry.get('layer')!r} is no layer class"
+    for engine in known:
+        for block in family.table.get(engine.name, ()):
+            yield from _check_block(family, block, engine, f"{where}: {engine.name} {block.get('role')}")
+        yield from _check_blocks_apart(family, engine, where)
+
+
+def _check_block(family: Family, block: Table, engine: Engine, where: str) -> Iterator[str]:
+    yield from _unknown_keys(block, BLOCK_KEYS, where)
+    releases = [one for one in engine.releases if covers(block.get("versions", "*"), one)]
+    if not releases:
+        yield f"{where}: no known release has it"
+    yield from (f"{where}: {one} is not among the file's architectures"
+                for one in block.get("architectures", ()) if one not in family.architectures)
+    for path, fact in walk_ranged({key: value for key, value in block.items() if key not in ("group", "arrays")}):
+        gaps = path.partition(".")[0].partition("[")[0] in MAY_HAVE_GAPS
+        yield from check_cover(fact, releases, f"{where}: {path}", gaps=gaps)
+        yield from _sources(fact, engine, f"{where}: {path}")
+    for mapper in _mapper_names(block.get("mappers", ())):
+        if mapper not in family.table.get("mappers", {}):
+            yield f"{where}: no mapper is called {mapper}"
+    for group in block.get("group", ()):
+        yield from _unknown_keys(group, GROUP_KEYS, f"{where}: group {group.get('disk')}")
+        for listing in group["modules"]:
+            if listing not in family.table["modules"]:
+                yield f"{where}: no module list is called {listing}"
+                continue
+            yield from _check_listing(family.table["modules"][listing], releases, engine, f"{where}: modules.{listing}")
+
+
+def _check_listing(entries: Sequence[Table], releases: Sequence[str], engine: Engine, where: str) -> Iterator[str]:
+    by_name: dict[str, list[Table]] = {}
+    for entry in entries:
+        key = f"{entry['name']} {sorted(entry.get('when', {}).items())} {entry.get('from', '')}"
+        by_name.setdefault(key, []).append({"versions": "*", **entry})
+        yield from _sources([entry], engine, f"{where}: {entry['name']}")
+    for name, same in by_name.items():
+        if len(same) > 1:
+            yield from check_cover(same, releases, f"{where}: {name}", gaps=True)
+
+
+def _check_blocks_apart(family: Family, engine: Engine, where: str) -> Iterator[str]:
+    for release in engine.releases:
+        for architecture in family.architectures:
+            for role in ("target", "draft"):
+                count = len(family.models(engine.name, role, architecture, release))
+                if count > 1:
+                    yield f"{where}: {count} blocks for the {role} of {architecture} in {engine.name} {release}"
+
+
+def _mapper_names(value: Any) -> Iterator[str]:
+    for one in value:
+        yield from one.get("is", ()) if isinstance(one, dict) else [one]
+
+
+def _unknown_keys(table: Mapping[str, Any], known: set[str], where: str) -> Iterator[str]:
+    yield from (f"{where}: no key is called {key}" for key in table if key not in known)
+
+
+def _sources(entries: Iterable[Table], engine: Engine, where: str) -> Iterator[str]:
+    for entry in entries:
+        source = entry.get("source")
+        if source is None:
+            continue
+        if not SOURCE.fullmatch(source):
+            yield f"{where}: {source!r} is no path:line@version"
+        elif source.rpartition("@")[2] not in engine.releases:
+            yield f"{where}: {source!r} cites a release that is not known"
+
+
+def all_sources(engine: Engine) -> dict[str, list[str]]:
+    """Return every source cited for an engine, with where it is cited."""
+    found: dict[str, list[str]] = {}
+    places: list[tuple[str, object]] = [(f"{engine.name}.toml", engine.table)]
+    for name in families.names():
+        table = families.load(name).table
+        places += [(f"{name}.toml", table.get(engine.name, ())), (f"{name}.toml", table["modules"])]
+    for where, value in places:
+        for source in _cited(value):
+            found.setdefault(source, []).append(where)
+    return found
+
+
+def _cited(value: object) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            if key == "source" and isinstance(below, str):
+                yield below
+            else:
+                yield from _cited(below)
+    elif isinstance(value, list):
+        for below in value:
+            yield from _cited(below)
+
+
+if __name__ == "__main__":
+    FAULTS = check_all()
+    sys.stderr.writelines(f"{fault}\n" for fault in FAULTS)
+    sys.exit(1 if FAULTS else 0)
