@@ -166,7 +166,7 @@ def _predict_role(
         return _unpredicted(role, "no MTP layer is declared", Verdict.ABSENT), None
     blocks = family.models(engine.name, role, subject.architecture or "", version)
     if not blocks:
-        return _unpredicted(role, f"{engine.title} {version} has no class for {subject.architecture}"), None
+        return _unpredicted(role, f"{engine.title} has no class for {subject.architecture} there"), None
     block = blocks[0]
     if resolved.error is not None:
         error, text = resolved.error
@@ -174,7 +174,7 @@ def _predict_role(
         event = Event("declaration-refused", Outcome.CRASH, "", "", error, text, resolved.because, order)
         return _verdict(role, (), [event]), None
     if not resolved.simulated:
-        return _unpredicted(role, f"the quantization method {resolved.method} is not predicted"), None
+        return _unpredicted(role, resolved.reason or f"the quantization method {resolved.method} is not predicted"), None
     lists = _lists(family, block, engine, version, resolved, target_lists)
     decider = Decider(lists, engine, version, _packed(family, block, subject, engine, version))
     return _simulate(subject, engine, version, block, decider, role, resolved), lists

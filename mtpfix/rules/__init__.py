@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtpfix.model import Finding, Severity
-from mtpfix.rules import branch, formats, layout, lists, scales
+from mtpfix.rules import branch, formats, layout, lists, scales, support
 from mtpfix.rules.context import Context
 from mtpfix.rules.registry import Rule, find, registered
 
-MODULES = (branch, formats, scales, lists, layout)
+MODULES = (branch, formats, scales, lists, layout, support)
 """The files that hold rules; importing them registers their rules."""
 
 _SEVERITIES = list(Severity)

@@ -133,16 +133,3 @@ def odd_name(context: Context, this: Rule) -> Iterator[Finding]:
     Repair: rename or drop the tensor.
     """
     yield from _problems(context, this, Fault.ODD_NAME)
-
-
-@rule("MTP601", "architecture-unknown", Severity.NOTE)
-def architecture_unknown(context: Context, this: Rule) -> Iterator[Finding]:
-    """No family file knows the architecture, so only what is stored and what is declared was judged.
-
-    Whether an engine loads it is not predicted.
-    """
-    subject = context.subject
-    if subject.family is None:
-        name = subject.architecture
-        what = f"The architecture {name} is" if name else "config.json names no architecture; it is"
-        yield plain_finding(this, f"{what} not known here: what engines build for it was not predicted.")

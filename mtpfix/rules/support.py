@@ -1,0 +1,69 @@
+"""MTP6xx: what the engine, or this tool, does not support, whatever the checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mtpfix.model import Finding, Severity, Verdict
+from mtpfix.rules.context import Context, occurrences
+from mtpfix.rules.findings import bundle, finding, plain_finding
+from mtpfix.rules.registry import Rule, rule
+
+
+@rule("MTP601", "architecture-unknown", Severity.NOTE)
+def architecture_unknown(context: Context, this: Rule) -> Iterator[Finding]:
+    """No family file knows the architecture, so only what is stored and what is declared was judged.
+
+    Whether an engine loads it is not predicted.
+    """
+    subject = context.subject
+    if subject.family is None:
+        name = subject.architecture
+        what = f"The architecture {name} is" if name else "config.json names no architecture; it is"
+        yield plain_finding(this, f"{what} not known here: what engines build for it was not predicted.")
+
+
+@rule("MTP602", "engine-cannot-build", Severity.ERROR)
+def engine_cannot_build(context: Context, this: Rule) -> Iterator[Finding]:
+    """The engine release cannot construct this model at all: no checkpoint of the kind loads in it.
+
+    A defect of the release, not of the checkpoint. An error only where every release asked for has it.
+
+    Repair: none in the checkpoint; use another release.
+    """
+    for group in bundle(context, occurrences(context, ["class-broken"]), lambda one: one.event.text):
+        concerned = {(release.engine.name, release.version) for release in group.releases}
+        able = any(
+            release.model(group.role).verdict is Verdict.LOADS
+            or (
+                (release.engine.name, release.version) not in concerned
+                and release.model(group.role).verdict is not Verdict.UNKNOWN
+            )
+            for release in context.releases
+        )
+        message = "This release raises whatever the checkpoint holds; use another release."
+        yield finding(context, this, group, message, severity=Severity.WARNING if able else None)
+
+
+@rule("MTP603", "release-without-class", Severity.NOTE)
+def release_without_class(context: Context, this: Rule) -> Iterator[Finding]:
+    """The engine release has no class for this architecture, or reads its quantization in a way not known here.
+
+    What such a release does is not predicted: it may refuse the model, or fall back to a generic implementation.
+    """
+    if context.subject.family is None:
+        return
+    reasons: dict[str, list[str]] = {}
+    for release in context.releases:
+        for role in ("target", "draft"):
+            model = release.prediction.target if role == "target" else release.prediction.draft
+            if model.verdict is Verdict.UNKNOWN and model.reason:
+                reasons.setdefault(model.reason, []).append(release.version)
+    every = {(release.engine.name, release.version) for release in context.releases}
+    for reason, versions in reasons.items():
+        concerned = [release for release in context.releases if release.version in versions]
+        ranges = context.ranges(concerned)
+        nothing_predicted = len({(one.engine.name, one.version) for one in concerned}) == len(every)
+        severity = Severity.WARNING if nothing_predicted else None
+        text = f"Not predicted for {', '.join(one.text for one in ranges)}: {reason}."
+        yield plain_finding(this, text, severity=severity)
