@@ -6,14 +6,15 @@ Heavy imports happen inside the functions, so that importing this is cheap.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mtpfix.model import Report
 
-Progress = Callable[[int, int], None]
-"""Told after each file how many of how many are read."""
+if TYPE_CHECKING:
+    from mtpfix.checkpoint.local import Progress
 
 
 def scan(
@@ -22,8 +23,10 @@ def scan(
     """Scan the checkpoint in a folder and return the report.
 
     `engines` are requests such as `vllm`, `vllm==0.19.*` or `vllm>=0.20,<0.24`; without them every known release of
-    every known engine is judged. Raises UsageError for a request or a path that makes no sense, NothingToCheck where no
-    checkpoint is; whatever can be said of a damaged checkpoint stands in the report, with `complete` false.
+    every known engine is judged. `progress` is told after each shard how many of how many are read.
+
+    Raises UsageError for a request or a path that makes no sense, NothingToCheck where no checkpoint is; whatever can
+    be said of a damaged checkpoint stands in the report, with `complete` false.
     """
     from mtpfix.checkpoint import open_checkpoint, read_scalars
     from mtpfix.engines import resolve_requests

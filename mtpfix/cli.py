@@ -28,13 +28,14 @@ from mtpfix.errors import (
 )
 
 if TYPE_CHECKING:
-    from mtpfix.api import Progress
+    from mtpfix.checkpoint.local import Progress
     from mtpfix.model import Report, Severity
     from mtpfix.report.json_v1 import DocumentV1
     from mtpfix.report.tables import Listing
 
 P = ParamSpec("P")
 FALLBACK_WIDTH = 100
+LONGEST = 2000  # characters of a message
 PATIENCE = 0.3  # seconds before a progress bar appears
 WORST_FIRST = (EXIT_UNABLE, EXIT_FINDINGS, EXIT_NOTHING, EXIT_OK)
 
@@ -104,7 +105,7 @@ def _defect(error: Exception) -> MtpfixError:
 
 
 def _complain(message: str, hint: str = "") -> None:
-    from mtpfix.report.names import LONGEST, shown
+    from mtpfix.checkpoint.ref import shown
 
     sys.stderr.write(f"mtpfix: {shown(message, LONGEST)}\n")
     if hint:
@@ -146,7 +147,7 @@ def root(
 
 @command("scan", "What is stored, what each engine builds, where they clash.")
 def scan(
-    refs: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="Folders that hold a checkpoint.")],
+    refs: Annotated[list[str], typer.Argument(metavar="FOLDER", help="Folders that hold a checkpoint.")],
     engine: Annotated[
         list[str] | None,
         typer.Option(

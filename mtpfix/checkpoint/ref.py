@@ -25,10 +25,10 @@ class PathRefusedError(FormatError):
     """A name from a checkpoint that is not followed: it leaves the folder, or is not a plain relative path."""
 
 
-def shown(text: str) -> str:
+def shown(text: str, widest: int = WIDEST) -> str:
     r"""Return foreign text fit for a sentence: what is not printable escaped (`\x1b`), the middle of a long one cut."""
-    if len(text) > WIDEST:
-        text = f"{text[: WIDEST // 2]}...{text[-WIDEST // 2 :]}"
+    if len(text) > widest:
+        text = f"{text[: widest // 2]}...{text[-(widest // 2) :]}"
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

@@ -1,30 +1,10 @@
-"""How text from a checkpoint is written: control characters made visible, expert numbers put into names.
-
-Names, paths and error messages are hostile text: nothing of them reaches a screen but through `shown`.
-"""
+"""How the numbers of experts are written into the names of their modules."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
 from mtpfix.model import EXPERT
-
-WIDEST = 200
-"""Characters of one name on a screen; the middle of a longer one is left out."""
-
-LONGEST = 2000
-"""Characters of one message on a screen."""
-
-
-def shown(text: str, limit: int = WIDEST) -> str:
-    r"""Return text fit for a screen: what is not printable escaped (`\x1b`), the middle cut at `limit` characters."""
-    if len(text) > limit:
-        half = (limit - 3) // 2
-        return f"{shown(text[:half], limit)}...{shown(text[-half:], limit)}"
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
 
 
 def in_braces(numbers: Iterable[int]) -> str:

@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mtpfix.checkpoint.ref import shown
 from mtpfix.errors import UsageError
-from mtpfix.report.names import shown
 
 
 def print_text(text: str) -> None:

@@ -1,7 +1,7 @@
 """The report for a terminal: the verdict, then modules against releases, then each finding with its repair.
 
-Every piece of foreign text is escaped and stands in a `Text`, never in markup. Colour only repeats what a word or a
-letter already says.
+Every piece of foreign text goes through `shown` and stands in a `Text`, never in markup. Colour only repeats what a
+word or a letter already says.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from mtpfix.checkpoint.names import collapse_names, natural_key
+from mtpfix.checkpoint.ref import shown
 from mtpfix.model import Confidence, EngineReport, Finding, Fix, Outcome, Report, Severity, Verdict
-from mtpfix.report.names import LONGEST, shown
 from mtpfix.report.rows import Row, rows_of
 from mtpfix.report.summary import counts, deciding, releases_ascending, verdict_clauses
 
 NARROWEST, WIDEST, WIDEST_PROSE = 40, 200, 120
 MODULE_WIDTH, CELL_WIDTH, GAP = 20, 13, 2
 MODELS = 2  # the first rows of the matrix: main model, MTP draft
-MOST_ROWS, MOST_NAMES = 40, 4
+MOST_ROWS, MOST_NAMES, LONGEST = 40, 4, 2000
 
 STYLES: Mapping[Outcome | None, str] = {
     Outcome.OK: "green",

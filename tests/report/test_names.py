@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from mtpfix.report.names import in_braces, shown, with_experts
+from mtpfix.checkpoint.ref import shown
+from mtpfix.report.names import in_braces, with_experts
 from tests.report.hostile import HOSTILE
 
 
@@ -23,7 +24,7 @@ def test_what_is_escaped_can_be_told_apart() -> None:
 
 
 def test_the_middle_of_a_long_name_is_left_out() -> None:
-    text = shown("a" * 500 + "b" * 500, 103)
+    text = shown("a" * 500 + "b" * 500, 100)
     assert text == "a" * 50 + "..." + "b" * 50
 
 
