@@ -114,7 +114,8 @@ class Variant:
     `branch` says what of the MTP branch is packed: nothing, its decoder linears, those and the glue, the glue
     alone; or that its tensors are not there. `lists` says how its unquantized modules are listed: by one glob for
     the branch, by every name on disk, by the names an engine asks with, or not at all ("target" lists only the
-    target's). `files` says which of the two quantization files exist.
+    target's), less the modules whose names end as `unlisted` says. `files` says which of the two quantization files
+    exist; `config_lists`, where set, is how config.json lists, against the other file.
     """
 
     name: str
@@ -128,6 +129,10 @@ class Variant:
     arrays: Literal["none", "whole", "short"] = "none"
     input_scale: bool = True
     declares: bool = True
+    weights_only: bool = False
+    head: bool = False
+    unlisted: tuple[str, ...] = ()
+    config_lists: Lists | None = None
 
 
 VARIANTS = {
@@ -146,7 +151,14 @@ VARIANTS = {
         Variant("mixed", "MIXED_PRECISION: an allow-list, the branch in BF16 and in no list", dialect="mixed"),
         Variant("compressed-tensors", "compressed-tensors names and scales", dialect="compressed-tensors"),
         Variant("packed-glue", "branch listed by a glob, its glue packed all the same", branch="glue"),
+        Variant(
+            "listed-packed", "decoder linears of the branch packed, listed by a glob all the same", "glob", "linears"
+        ),
+        Variant("o-proj-unlisted", "branch in BF16, all but its o_proj listed", "exact", unlisted=("o_proj",)),
+        Variant("packed-head", "head of the target packed and not listed", head=True),
+        Variant("conflict", "branch listed in hf_quant_config.json, not in config.json", config_lists="target"),
         Variant("no-input-scale", "no input scale anywhere", input_scale=False),
+        Variant("weights-only", "W4A16_NVFP4: packed weights, 16-bit inputs", input_scale=False, weights_only=True),
         Variant(
             "fused-experts",
             "branch in BF16 with 3-D experts, listed by one glob",
@@ -188,7 +200,7 @@ def formats_of(family: Family, variant: Variant, config: Config, modules: Sequen
         elif family.name == "nemotron_h" and variant.dialect == "mixed":
             if (found := _nemotron_format(module.name, config)) is not None:
                 formats[module.name] = found
-        elif module.kind in (Kind.MLP, Kind.EXPERT, Kind.SHARED):
+        elif module.kind in (Kind.MLP, Kind.EXPERT, Kind.SHARED) or (variant.head and module.kind is Kind.HEAD):
             formats[module.name] = "NVFP4"
         elif module.name.endswith("self_attn.o_proj"):
             if variant.dialect == "mixed":
@@ -337,6 +349,7 @@ def excludes_of(
         exact += [f"re:.*{root}.*" for root in family.vision]
         return exact + [f"re:^{re.escape(glob.removesuffix('*'))}\\..*" for glob in family.globs(config)]
     if variant.lists == "exact":
+        branch = [module for module in branch if not module.name.endswith(variant.unlisted or ("\0",))]
         return sorted(name for module in (*target, *branch) for name in module.names)
     entries = summarise((module.name for module in target), quantized)
     if variant.lists == "glob" and variant.declares:
@@ -417,7 +430,8 @@ def flat(
     four: Config = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
     eight: Config = {"dynamic": False, "num_bits": 8, "type": "float"}
     if layers is None:
-        groups = {"group_0": {"input_activations": four, "weights": four, "targets": ["Linear"]}}
+        inputs = None if algorithm.startswith("W4A16") else four
+        groups = {"group_0": {"input_activations": inputs, "weights": four, "targets": ["Linear"]}}
     else:
         fp8 = [name for name, scheme in layers.items() if scheme["quant_algo"] == "FP8"]
         nvfp4 = [name for name, scheme in layers.items() if scheme["quant_algo"] != "FP8"]
@@ -512,11 +526,13 @@ def plan(family: str, variant: str | Variant, size: Size = "tiny", *, excludes: 
         config["quantization_config"] = compressed(names, input_scale=special.input_scale)
     else:
         layers = quantized_layers(present, formats) if special.dialect == "mixed" else None
-        algorithm = "NVFP4" if layers is None else "MIXED_PRECISION"
+        algorithm = "MIXED_PRECISION" if layers is not None else "W4A16_NVFP4" if special.weights_only else "NVFP4"
         names = names if layers is None or excludes is not None else []
         cache = "FP8" if layers is not None and family == "nemotron_h" else None
         if special.files != "hf":
-            config["quantization_config"] = flat(algorithm, names, layers, cache)
+            other = replace(special, lists=special.config_lists or special.lists)
+            first = names if other == special else excludes_of(known, other, numbers, present, formats)
+            config["quantization_config"] = flat(algorithm, first, layers, cache)
         if special.files != "config":
             nested_block = nested(algorithm, names if layers is None or names else None, layers, cache)
     scales = _nemotron_scales if special.dialect == "mixed" and family == "nemotron_h" else _no_scales

@@ -844,7 +844,9 @@ class Step3p7Config(PretrainedConfig):
     model_type = "step3p7"
 
     def __init__(self, text_config=None, vision_config=None, **named):
-        self.text_config = Step3p5Config(**{"architectures": ["Step3p5ForCausalLM"], **(text_config or {})})
+        text = {"architectures": ["Step3p5ForCausalLM"], **(text_config or {})}
+        self.text_config = Step3p5Config(**text)
+        self.text_config.layer_types = text.get("layer_types")  # as long as published: users extend it for MTP
         self.vision_config = VisionConfig(**(vision_config or {}))
         super().__init__(**named)
 

@@ -298,6 +298,13 @@ def kind_of(dtype: Any) -> str:
     return "float" if "float" in text else "integer"
 
 
+def ignores_inputs(module: Any) -> bool:
+    """Return whether a layer multiplies packed weights with 16-bit inputs, and so drops any scale of theirs."""
+    method = getattr(module, "quant_method", None)
+    sixteen = "W4A16" in type(method).__name__ or getattr(method, "use_a16", False)
+    return bool(sixteen) or getattr(getattr(method, "spec", None), "activation", True) is None
+
+
 def floored(parameter: Any) -> bool:
     """Return whether a parameter begins as the lowest number, so that its maximum ignores what nobody writes."""
     import torch
@@ -367,6 +374,8 @@ class Watch:
         for name, parameter in self.shapes.items():
             if CACHE_SCALE.search(name) or not parameter.numel():
                 continue
+            if name.endswith("input_scale") and ignores_inputs(self.owners[name]):
+                continue
             now = dict(self.owners[name].named_parameters(recurse=False)).get(name.rpartition(".")[2])
             if now is not None and now.untyped_storage().data_ptr() not in self.storages:
                 continue  # the loader put other storage in its place
@@ -410,16 +419,17 @@ def describe(path: str, module: Any, asked: str | None) -> dict[str, str] | None
         "prefix": prefix,
         "path": path,
         "layer": "Linear" if linear else type(module).__name__,
-        "format": format_of(own),
+        "format": format_of(own, weights_only=ignores_inputs(module)),
     }
 
 
-def format_of(parameters: dict[str, Any]) -> str:
+def format_of(parameters: dict[str, Any], *, weights_only: bool) -> str:
     """Return the format that a module's parameters make: the same words as `mtpfix.model.Format`."""
     names = {re.sub(r"^(w13|w2)_", "", name) for name in parameters}
     weight = next(value for name, value in parameters.items() if re.search(r"weight(_packed)?$", name))
     if names & {"weight_scale_2", "weight_global_scale"}:
-        return "nvfp4" if names & {"input_scale", "input_global_scale"} else "nvfp4_a16"
+        inputs = names & {"input_scale", "input_global_scale"} and not weights_only
+        return "nvfp4" if inputs else "nvfp4_a16"
     if kind_of(weight.dtype) == "float8":
         if "weight_scale_inv" in names:
             return "fp8_block"

@@ -57,6 +57,14 @@ def shorten(text: str) -> str:
     return text if len(text) <= 300 else text[:300] + "…"
 
 
+def unwrap(error: str, text: str) -> tuple[str, str]:
+    """Return class and shortened text of an error, of the one inside where a configuration class wrapped it."""
+    inner = re.search(r"Value error, (.*?) \[type=value_error", text, flags=re.DOTALL)
+    if error == "ValidationError" and inner is not None:
+        error, text = "ValueError", inner[1]
+    return error, shorten(text)
+
+
 def collapse(names: Iterable[str]) -> list[str]:
     """Join names that differ in their first number only: `layers.{0,1}.mlp`."""
     groups: dict[str, list[int]] = {}
@@ -95,8 +103,7 @@ def digest(found: Answer | None) -> Answer | None:
     kept: Answer = {"verdict": found["verdict"]}
     if found["error"] is not None:
         kept["phase"] = found["phase"]
-        kept["error"] = found["error"]["class"]
-        kept["text"] = shorten(found["error"]["text"])
+        kept["error"], kept["text"] = unwrap(found["error"]["class"], found["error"]["text"])
         if found["tensor"] is not None:
             kept["tensor"] = found["tensor"]
     if found["verdict"] == "silent":
