@@ -205,7 +205,7 @@ def _holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool
         return (value is not None) is condition["set"]
     if "layer" in condition:
         if not isinstance(value, int) or index is None:
-            return condition["layer"] == "below"
+            return bool(condition["layer"] == "below")
         return (index >= value) is (condition["layer"] == "at_least")
     expected = condition.get("equals", condition.get("char"))
     if isinstance(value, (list, str)):

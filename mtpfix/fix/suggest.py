@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from mtpfix.engines.blueprint import SLOTS
 from mtpfix.families import branch_prefixes
-from mtpfix.model import Declaration, Finding, Fix, Operation, Outcome, Stored
+from mtpfix.model import Declaration, Finding, Fix, Operation, Outcome, Role, Stored
 from mtpfix.rules.context import ROLES, Context, Release, occurrences
 
 CONFIG = "config.json"
@@ -24,10 +24,22 @@ Bad = frozenset[tuple[str, str, str, str]]
 
 def suggest(context: Context, findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Return the findings with their repairs."""
-    return tuple(
-        replace(found, fixes=tuple(_REPAIRS[found.rule](context, found))) if found.rule in _REPAIRS else found
-        for found in findings
-    )
+    entries: dict[tuple[str, Role | None], tuple[Fix, ...]] = {}
+    done = []
+    for found in findings:
+        if found.rule in LISTED:
+            key = (LISTED[found.rule], found.role)
+            if key not in entries:
+                entries[key] = tuple(_exclude(context, *key))
+            fixes = (*entries[key], *_quantize(context, found))
+        else:
+            fixes = tuple(_REPAIRS[found.rule](context, found)) if found.rule in _REPAIRS else ()
+        done.append(replace(found, fixes=fixes))
+    return tuple(done)
+
+
+LISTED = {"MTP201": "plain-into-quantized", "MTP202": "plain-into-quantized", "MTP204": "fused-partly-listed"}
+"""Rules whose findings list entries mend, with the kind of event: one set of entries serves a whole model."""
 
 
 def file_bytes(context: Context, name: str) -> int:
@@ -71,42 +83,34 @@ def _bad(releases: Iterable[Release]) -> Bad:
     )
 
 
-def _exclude(context: Context, found: Finding) -> Iterator[Fix]:
-    """Offer the fewest entries that make every concerned release build the modules plain."""
-    concerned = {(engine.engine, version) for engine in found.engines for version in engine.versions}
-    kind = "fused-partly-listed" if found.rule == "MTP204" else "plain-into-quantized"
-    mine = [
-        one
-        for one in occurrences(context, [kind])
-        if (one.release.engine.name, one.release.version) in concerned and one.role == found.role
-    ]
+def _exclude(context: Context, kind: str, role: Role | None) -> Iterator[Fix]:
+    """Offer the fewest entries that make every release concerned build the modules of one model plain."""
+    mine = [one for one in occurrences(context, [kind]) if one.role == role]
     before = _bad(context.releases)
     fused = kind == "fused-partly-listed"
-    modules = list(
-        dict.fromkeys(
-            name for one in mine for name in (one.built.modules if fused and one.built else (one.event.module,))
-        )
-    )
+    names = (name for one in mine for name in (one.built.modules if fused and one.built else (one.event.module,)))
+    modules = list(dict.fromkeys(names))
     prefixes = list(dict.fromkeys(one.built.prefix for one in mine if one.built is not None and one.built.prefix))
-    best: tuple[int, int, list[str]] | None = None
+    best: tuple[int, list[str], Bad] | None = None
     for entries in _candidates(context, modules, prefixes):
         after = _bad(context.try_declarations(with_entries(context, entries)))
-        if after - before:
-            continue
         mended = len(before - after)
-        if mended and (best is None or mended > best[0]):
-            best = (mended, len(entries), entries)
-            if not any(bad[2] in modules and bad[3] == kind for bad in after):
-                break
+        if after - before or not mended or (best is not None and mended <= best[0]):
+            continue
+        best = (mended, entries, after)
+        if not any(bad[2] in modules and bad[3] == kind for bad in after):
+            break
     if best is not None:
-        left = _bad(context.try_declarations(with_entries(context, best[2])))
-        rest = sorted({bad[0] for bad in left if bad[2] in modules and bad[3] == kind})
-        yield _entries_fix(context, best[2], rest)
-    if fused:
-        return
-    size = sum(_packed_bytes(context.subject.stored[name]) for name in modules if name in context.subject.stored)
-    operations = tuple(Operation("quantize", "", name) for name in modules)
-    yield Fix("quantize the tensors to NVFP4", safe=False, operations=operations, bytes_written=size)
+        rest = sorted({bad[0] for bad in best[2] if bad[2] in modules and bad[3] == kind})
+        yield _entries_fix(context, best[1], rest)
+
+
+def _quantize(context: Context, found: Finding) -> Iterator[Fix]:
+    modules = _modules_of(context, found, ["plain-into-quantized"]) if found.rule != "MTP204" else []
+    if modules:
+        size = sum(_packed_bytes(context.subject.stored[name]) for name in modules if name in context.subject.stored)
+        operations = tuple(Operation("quantize", "", name) for name in modules)
+        yield Fix("quantize the tensors to NVFP4", safe=False, operations=operations, bytes_written=size)
 
 
 def _entries_fix(context: Context, entries: Sequence[str], rest: Sequence[str]) -> Fix:
@@ -358,10 +362,7 @@ _REPAIRS: dict[str, Callable[[Context, Finding], Iterator[Fix]]] = {
     "MTP101": _graft,
     "MTP103": _extend_arrays,
     "MTP104": _graft_modules,
-    "MTP201": _exclude,
-    "MTP202": _exclude,
     "MTP203": _dequantize,
-    "MTP204": _exclude,
     "MTP207": _narrow,
     "MTP303": _share_scale,
     "MTP401": _synchronise,

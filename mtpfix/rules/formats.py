@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fnmatch import fnmatch
 
+from mtpfix.checkpoint.names import describe_names
 from mtpfix.model import Declaration, Finding, Outcome, Severity
 from mtpfix.rules.context import Context, Occurrence, occurrences
 from mtpfix.rules.findings import ROLE_WORDS, Bundle, bundle, finding
@@ -44,8 +45,8 @@ def _then(group: Bundle) -> str:
 
 
 def _prefixes(group: Bundle) -> str:
-    asked = list(dict.fromkeys(one.built.prefix for one in group.occurrences if one.built is not None))
-    return ", ".join(asked[:3]) + (f" and {len(asked) - 3} more" if len(asked) > 3 else "")
+    asked = dict.fromkeys(one.built.prefix or "an empty name" for one in group.occurrences if one.built is not None)
+    return describe_names(asked)
 
 
 @rule("MTP201", "plain-built-quantized", Severity.ERROR)
@@ -78,11 +79,10 @@ def listed_under_another_name(context: Context, this: Rule) -> Iterator[Finding]
     Repair: add the engine's spelling beside the one on disk.
     """
     found = (one for one in occurrences(context, ["plain-into-quantized"]) if _entry(one))
-    for group in bundle(context, found, _entry):
-        entry = _entry(group.newest)
-        message = (
-            f"Listed as {entry}, but the engine asks for {_prefixes(group)}, builds {group.built}; {_then(group)}."
-        )
+    for group in bundle(context, found):
+        entries = describe_names(dict.fromkeys(_entry(one) for one in group.occurrences))
+        asked = _prefixes(group)
+        message = f"Listed as {entries}, but the engine asks for {asked}, builds {group.built}; {_then(group)}."
         yield finding(context, this, group, message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
@@ -83,13 +84,16 @@ def declaration_refused(context: Context, this: Rule) -> Iterator[Finding]:
     """The engine refuses the quantization block itself, before any weight is read.
 
     Algorithms are known from a certain release on (MIXED_PRECISION from vLLM 0.17.1, W4A16_NVFP4 from 0.21), some only
-    from config.json.
+    from config.json. A note where only older releases refuse it, an error where the newest one asked for does.
 
     Repair: declare the block in the file and the form that the engine knows, or use a newer release.
     """
     found = (one for one in occurrences(context, ["declaration-refused"]) if one.role == "target")
-    for group in bundle(context, found, lambda one: one.event.text):
-        yield finding(context, this, group, "The engine refuses the quantization block.")
+    newest = {request.engine.name: request.releases[-1] for request in context.requests}
+    for group in bundle(context, found):
+        refused = any(newest[release.engine.name] == release.version for release in group.releases)
+        message = "The engine refuses the quantization block" + ("." if refused else "; newer releases know it.")
+        yield finding(context, this, group, message, severity=None if refused else Severity.NOTE)
 
 
 @rule("MTP405", "dead-entry", Severity.NOTE)
@@ -108,6 +112,9 @@ def dead_entry(context: Context, this: Rule) -> Iterator[Finding]:
             yield plain_finding(this, message, module=dead[0] if len(dead) == 1 else "", count=len(dead))
 
 
+_EXPERT_NUMBER = re.compile(r"\.experts\.\d+(?=\.|$)")
+
+
 def _dead_entries(context: Context, block: Declaration) -> Iterator[str]:
     names = context.subject.names
     known = {
@@ -119,7 +126,7 @@ def _dead_entries(context: Context, block: Declaration) -> Iterator[str]:
     spelled = [name.replace(".{}", ".0") for name in names.stored]
     everything = "\n".join((*spelled, *known))
     for entry in block.excludes:
-        bare = entry.rstrip("*").rstrip(".")
+        bare = _EXPERT_NUMBER.sub(".experts.{}", entry.rstrip("*").rstrip("."))
         if not bare or names.holds(bare) or bare in known or bare in everything:
             continue
         if entry.startswith("re:"):
