@@ -30,6 +30,7 @@ FORMATS: Mapping[str, Format] = {
 }
 """What a layer is built as for each algorithm of ModelOpt."""
 
+UNKNOWN_METHOD = "Unknown quantization method: {method}. Must be one of {methods}."
 UNKNOWN_NESTED = "Unknown ModelOpt quant algo: {algo}"
 UNSUPPORTED = (
     "ModelOpt currently only supports: {algorithms} quantizations in vLLM. Please check the `hf_quant_config.json` "
@@ -44,6 +45,7 @@ LIST_TYPE = "exclude_modules must be a list, got {type}"
 GROUP_TYPE = "group_size must be an integer, got {type}"
 FIELDS_MISSING = "{format} quantization requires the following fields in hf_quant_config.json: {fields}"
 NO_LAYERS = "MIXED_PRECISION quant_algo requires a non-empty 'quantized_layers' mapping in the quantization config."
+NOT_SERIALIZED = "MXFP8 quantization requires a serialized checkpoint. Dynamic quantization is not supported."
 NO_FILE = "Cannot find the config file for modelopt_mixed"
 OTHER_PRODUCER = "Unsupported quantization config found for modelopt_mixed in {file}."
 KEY_MISSING = "Cannot find any of {keys} in the model's quantization config."
@@ -151,12 +153,20 @@ def _table(value: object) -> Mapping[str, Any]:
 
 def _method(block: Declaration, facts: _Facts) -> str | None:
     raw = block.raw
-    named = _nested_method(raw, facts) or _text(raw.get("quant_method"))
+    looked_into = block.path[-1:] != ("compression_config",)
+    named = (_nested_method(raw, facts) if looked_into else None) or _text(raw.get("quant_method"))
     method = named.lower().replace("compressed_tensors", "compressed-tensors")
     known = facts["modelopt_methods"]
     if method == "modelopt" or (known == "prefix" and method.startswith("modelopt")):
-        return _OVERRIDES[facts["modelopt_override"]](raw) or method
-    return method or None
+        method = _OVERRIDES[facts["modelopt_override"]](raw) or method
+    elif method == "auto-round":
+        method = facts["auto_round"]
+    if not method:
+        return None
+    methods: list[str] = facts["methods"]
+    if method not in methods:
+        raise facts.refuse("ValueError", UNKNOWN_METHOD.format(method=method, methods=methods), "methods")
+    return method
 
 
 def _nested_method(raw: Mapping[str, Any], facts: _Facts) -> str | None:
@@ -260,6 +270,8 @@ def _mixed_block(declarations: Sequence[Declaration], block: Declaration, method
 def _modelopt(block: Declaration, method: str, facts: _Facts) -> Resolved:
     raw = block.raw
     nested = "quantization" in raw
+    if method == "modelopt_mxfp8" and not nested and not raw.get("quant_algo") and facts["mxfp8_own_keys"]:
+        return _mxfp8(block, facts)
     inner = raw["quantization"] if nested else raw
     if not isinstance(inner, Mapping):
         raise facts.refuse("ValueError", NOT_A_TABLE, "modelopt_reader")
@@ -267,19 +279,26 @@ def _modelopt(block: Declaration, method: str, facts: _Facts) -> Resolved:
     algo = _checked_algo(inner, key, nested=nested, method=method, facts=facts)
     layers: dict[str, str | None] = {}
     if method == "modelopt_fp4":
-        _check_fields(
-            inner, "NVFP4", ("group_size", "kv_cache_quant_algo", "exclude_modules"), nested=nested, facts=facts
-        )
+        if nested and "NVFP4" in algo:
+            _check_fields(inner, "NVFP4", ("group_size", "kv_cache_quant_algo", "exclude_modules"), facts)
         algo = _weights_only(raw, algo, facts)
     elif method == "modelopt_mxfp8":
-        _check_fields(inner, "MXFP8", ("kv_cache_quant_algo", "exclude_modules"), nested=nested, facts=facts)
+        if "MXFP8" not in algo:
+            raise facts.refuse("ValueError", NOT_SERIALIZED, "modelopt_algorithms")
+        if nested:
+            _check_fields(inner, "MXFP8", ("kv_cache_quant_algo", "exclude_modules"), facts)
     elif method == "modelopt_mixed":
         layers = dict(_algorithms(inner))
         if not layers:
             raise facts.refuse("ValueError", NO_LAYERS, "mixed_other_file")
     _check_owner(algo, method, facts)
-    excludes = block.excludes if block.exclude_key == key else ()
+    excludes = _listed(block, inner, (key,))
     unread = refused_patterns(excludes, starred=True) if facts["modelopt_wildcards"] == "regex" else ()
+    reason = f"the entry {unread[0]!r} is not run as a pattern" if unread else ""
+    if method == "modelopt_fp4" and "NVFP4" not in algo:
+        reason = f"{algo} under the method {method} is not predicted"
+    if not isinstance(inner.get(key, []), (list, type(None))):
+        reason = f"{key} is not a list"
     return Resolved(
         method=method,
         declaration=block,
@@ -288,8 +307,27 @@ def _modelopt(block: Declaration, method: str, facts: _Facts) -> Resolved:
         because=tuple(facts.cited),
         excludes=excludes,
         layers=layers,
-        simulated=not unread,
-        reason=f"the entry {unread[0]!r} is not run as a pattern" if unread else "",
+        simulated=not reason,
+        reason=reason,
+    )
+
+
+def _mxfp8(block: Declaration, facts: _Facts) -> Resolved:
+    """Read the form that names no algorithm and spells its list as fp8 does."""
+    raw = block.raw
+    cache = raw.get("kv_cache_quant_algo")
+    if cache is not None and not isinstance(cache, str):
+        raise facts.refuse("ValueError", CACHE_TYPE.format(type=type(cache)), "modelopt_reader")
+    listed = raw.get("ignored_layers", []) or []
+    if not isinstance(listed, list):
+        raise facts.refuse("ValueError", LIST_TYPE.format(type=type(listed)), "modelopt_reader")
+    return Resolved(
+        method="modelopt_mxfp8",
+        declaration=block,
+        algo="MXFP8",
+        scheme=_scheme("MXFP8", raw),
+        because=tuple(facts.cited),
+        excludes=_listed(block, raw, ("ignored_layers",)),
     )
 
 
@@ -303,16 +341,31 @@ def _checked_algo(inner: Mapping[str, Any], key: str, *, nested: bool, method: s
         cache = inner.get("kv_cache_quant_algo") if nested or facts["flat_cache_key"] == "kv_cache_quant_algo" else None
         if cache is not None and not isinstance(cache, str):
             raise facts.refuse("ValueError", CACHE_TYPE.format(type=type(cache)), "modelopt_reader")
-        listed = inner.get(key, [])
-        if not isinstance(listed, list):
-            raise facts.refuse("ValueError", LIST_TYPE.format(type=type(listed)), "modelopt_reader")
-        if not _integer(inner.get("group_size")):
-            raise facts.refuse("ValueError", GROUP_TYPE.format(type=type(inner["group_size"])), "modelopt_reader")
+        _check_types(inner, key, strict=strict, facts=facts)
     spelled = str(algo or "").upper() if facts["modelopt_case"] == "upper" else str(algo or "")
     known: list[str] = facts["modelopt_algorithms"]
     if spelled not in known:
         raise facts.refuse("ValueError", UNSUPPORTED.format(algorithms=known), "modelopt_algorithms")
     return spelled
+
+
+def _check_types(inner: Mapping[str, Any], key: str, *, strict: bool, facts: _Facts) -> None:
+    listed = inner.get(key, [])
+    checks = [
+        (isinstance(listed, list), LIST_TYPE.format(type=type(listed))),
+        (_integer(inner.get("group_size")), GROUP_TYPE.format(type=type(inner.get("group_size")))),
+    ]
+    for sound, text in checks if strict else reversed(checks):
+        if not sound:
+            raise facts.refuse("ValueError", text, "modelopt_reader")
+
+
+def _listed(block: Declaration, inner: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the list under the first of the keys that holds one, from the declaration wherever it read that key."""
+    if block.exclude_key in keys:
+        return block.excludes
+    found: list[Any] = next((inner[key] for key in keys if isinstance(inner.get(key), list) and inner[key]), [])
+    return tuple(name for name in found if isinstance(name, str))
 
 
 def _integer(value: object) -> bool:
@@ -325,8 +378,8 @@ def _integer(value: object) -> bool:
     return True
 
 
-def _check_fields(inner: Mapping[str, Any], name: str, fields: Sequence[str], *, nested: bool, facts: _Facts) -> None:
-    missing = [one for one in fields if one not in inner] if nested else []
+def _check_fields(inner: Mapping[str, Any], name: str, fields: Sequence[str], facts: _Facts) -> None:
+    missing = [one for one in fields if one not in inner]
     if missing:
         raise facts.refuse("ValueError", FIELDS_MISSING.format(format=name, fields=missing), "modelopt_reader")
 
@@ -368,8 +421,9 @@ def _scheme(algo: str, inner: Mapping[str, Any]) -> Scheme:
 
 def _fp8(block: Declaration, facts: _Facts) -> Resolved:
     raw = block.raw
-    if "activation_scheme" not in raw:
-        raise facts.refuse("ValueError", KEY_MISSING.format(keys=["activation_scheme"]), "fp8_reader")
+    for key in ("quant_method", "activation_scheme"):
+        if key not in raw:
+            raise facts.refuse("ValueError", KEY_MISSING.format(keys=[key]), "fp8_reader")
     activations = raw["activation_scheme"]
     if activations not in ("static", "dynamic"):
         raise facts.refuse("ValueError", ACTIVATIONS.format(scheme=activations), "fp8_reader")
@@ -379,14 +433,13 @@ def _fp8(block: Declaration, facts: _Facts) -> Resolved:
     if block_size is not None and activations != "dynamic":
         raise facts.refuse("ValueError", BLOCK_ACTIVATIONS.format(scheme=activations), "fp8_reader")
     stored = facts["fp8_store_dtype"] and raw.get("store_dtype")
-    readable = ("ignored_layers", "modules_to_not_convert")
     return Resolved(
         method="fp8",
         declaration=block,
         algo="FP8",
         scheme=Scheme(Format.FP8 if block_size is None else Format.FP8_BLOCK, "FP8", None, activations_quantized=True),
         because=tuple(facts.cited),
-        excludes=block.excludes if block.exclude_key in readable else (),
+        excludes=_listed(block, raw, ("ignored_layers", "modules_to_not_convert")),
         simulated=not stored,
         reason=f"store_dtype {stored!r} is not predicted" if stored else "",
     )
@@ -401,7 +454,7 @@ def _compressed(block: Declaration, facts: _Facts) -> Resolved:
         reasons.append("a sparsity_config is not predicted")
     if raw.get("transform_config"):
         reasons.append("a transform_config is not predicted")
-    excludes = block.excludes if block.exclude_key == "ignore" else ()
+    excludes = _listed(block, raw, ("ignore",))
     unread = refused_patterns((*excludes, *(name for group in block.groups for name in group.targets)))
     if unread:
         reasons.append(f"the pattern {unread[0]!r} is not run")

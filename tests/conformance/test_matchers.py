@@ -44,7 +44,7 @@ COMPRESSED = f"{QUANTIZATION}/compressed_tensors/compressed_tensors.py"
 CASES = 10_000
 VERSIONS = releases("vllm")
 
-PACKED = (
+PACKED: tuple[dict[str, list[str]], ...] = (
     {},
     {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]},
     {
@@ -138,7 +138,7 @@ def an_entry(chance: random.Random, prefixes: Sequence[str]) -> str:
         lambda: chance.choice(
             ("*", "**", "", "*.*", "x", ".", "lm_head", "*lm_head*", "mtp*", "mtp.*", "experts", "[", "a[")
         ),
-        lambda: name.upper(),
+        name.upper,
         lambda: f"re:{re.escape(name)}$",
         lambda: f"re:.*{leaf}$",
         lambda: rf"re:.*layers\.{chance.choice(('6', '61', '[0-9]+'))}\..*",
@@ -197,7 +197,7 @@ def a_mapper(chance: random.Random, *, regex: bool) -> NameMapper:
 
 def cases(seed: str, *, regex: bool, prefixes: int = 12, count: int = CASES) -> Iterator[Case]:
     """Yield lists and prefixes, `count` pairs in all, some of them with mappers (with patterns only if `regex`)."""
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311 - repeatable cases, no secrets
     for number in range(-(-count // prefixes)):
         asked = tuple(a_prefix(chance) for _ in range(prefixes))
         size = chance.choice((0, 1, 2, 3, 5, 8, 300 if number % 97 == 0 else 4))
@@ -231,8 +231,10 @@ def pieces(version: str, path: str, names: tuple[str, ...], **_: Any) -> dict[st
 
 @lru_cache(maxsize=64)
 def skip_function(version: str) -> Callable[..., bool]:
-    found = pieces(version, f"{QUANTIZATION}/utils/quant_utils.py", ("is_layer_skipped",))["is_layer_skipped"]
-    return found  # type: ignore[no-any-return]
+    function: Callable[..., bool] = pieces(version, f"{QUANTIZATION}/utils/quant_utils.py", ("is_layer_skipped",))[
+        "is_layer_skipped"
+    ]
+    return function
 
 
 def engine_mapper(version: str, rules: NameMapper) -> Any:
@@ -293,7 +295,7 @@ def test_mappers_rewrite_names_alike(version: str) -> None:
             for name in (*case.names, *case.prefixes):
                 compared += 1
                 assert ours.map(name) == theirs._map_name(name), (version, mapper, name)
-            table = dict.fromkeys((*case.names, *case.prefixes), 1) | {name: 2 for name in case.names}
+            table = dict.fromkeys((*case.names, *case.prefixes), 1) | dict.fromkeys(case.names, 2)
             listed = Entries.read(table).rewritten(ours, "all")
             assert list(listed.table(table).items()) == list(theirs.apply_dict(table).items())
             assert list(listed.names) == theirs.apply_list(list(table))
@@ -339,7 +341,7 @@ def test_modelopt_excludes_alike(version: str, method: str) -> None:
         listing = prepare(entries)
         for prefix in case.prefixes:
             ours = excluded(prefix, listing, case.packed, wildcards=wildcards, fused_name_listed=listed)
-            answer = outcome(lambda prefix=prefix: theirs.is_layer_excluded(prefix))
+            answer = outcome(theirs.is_layer_excluded, prefix)
             if not same(ours, answer, lambda value: (value, None)):
                 fail(version, case, prefix, ours, answer)
             assert ours.entry is None or ours.entry in entries.names
@@ -363,9 +365,7 @@ def test_fp8_skips_alike(version: str) -> None:
         for mode, options in modes.items():
             for prefix in case.prefixes:
                 ours = skipped(prefix, listing, case.packed, fused_name_listed=listed, mode=mode)
-                answer = outcome(
-                    lambda prefix=prefix, options=options: theirs(prefix, list(entries.names), case.packed, **options)
-                )
+                answer = outcome(theirs, prefix, list(entries.names), case.packed, **options)
                 if not same(ours, answer, lambda value: (value, None)):
                     fail(version, case, prefix, (mode, ours), answer)
                 compared += 1
@@ -387,7 +387,7 @@ def test_mixed_layers_resolve_alike(version: str) -> None:
     )
     kind = type("Config", (), methods)
     steps = MixedSteps(*(fact(version, f"mixed_{step}") for step in ("spellings", "siblings", "parts")))
-    chance = random.Random(f"algos {version}")
+    chance = random.Random(f"algos {version}")  # noqa: S311 - repeatable
     compared = found = 0
     for case in cases(f"mixed {version}", regex=covers(">=0.18.1", version)):
         names = (*case.names, *(a_listed_name(chance, case.prefixes) for _ in range(chance.choice((0, 2, 6)))))
@@ -402,7 +402,7 @@ def test_mixed_layers_resolve_alike(version: str) -> None:
         table = Algorithms(entries, layers)
         for prefix in case.prefixes:
             ours = algorithm(prefix, table, case.packed, steps)
-            answer = outcome(lambda prefix=prefix, theirs=theirs: theirs._resolve_quant_algo(prefix))
+            answer = outcome(theirs._resolve_quant_algo, prefix)
             if not same(ours, answer, lambda value: (value is None, value)):
                 fail(version, case, prefix, ours, answer)
             compared += 1
@@ -440,7 +440,7 @@ def compressed_functions(version: str) -> dict[str, Any]:
         "find_matching_patterns",
     )
     shared = cut(read_source("vllm", version, f"{QUANTIZATION}/utils/config_utils.py"), names, _GIVEN)
-    names = (
+    wanted = (
         "should_ignore_layer",
         "check_equal_or_regex_match",
         "find_matched_target",
@@ -448,7 +448,7 @@ def compressed_functions(version: str) -> dict[str, Any]:
         "_is_equal_or_regex_match",
         "_match_fused_layer",
     )
-    matchers = cut(read_source("vllm", version, f"{folder}/utils.py"), names, {**_GIVEN, **shared})
+    matchers = cut(read_source("vllm", version, f"{folder}/utils.py"), wanted, {**_GIVEN, **shared})
     given = {**_GIVEN, **matchers}
     name = "CompressedTensorsConfig"
     methods = ("apply_vllm_mapper", "get_scheme_dict", "_add_fused_moe_to_target_scheme_map")
@@ -497,7 +497,7 @@ def test_compressed_tensors_target_alike(version: str) -> None:
             for name in ("shards", "fused_first", "unmatched_raises", "experts", "experts_class")
         )
     )
-    chance = random.Random(f"targets {version}")
+    chance = random.Random(f"targets {version}")  # noqa: S311 - repeatable
     compared = 0
     for case in cases(f"compressed {version}", regex=covers(">=0.18.1", version), prefixes=6):
         targets = dict.fromkeys(chance.sample(_TARGETS, chance.choice((0, 1, 1, 2))), "A")
@@ -540,12 +540,12 @@ def _compare_compressed(
     version: str, case: Case, prefix: str, theirs: Any, lists: Compressed, rules: CompressedRules, functions: Any
 ) -> int:
     ours = ignored(prefix, lists.ignore, case.packed, shards=rules.shards)
-    answer = outcome(lambda: functions["should_ignore_layer"](prefix, list(lists.ignore.entries.names), case.packed))
+    answer = outcome(functions["should_ignore_layer"], prefix, list(lists.ignore.entries.names), case.packed)
     if not same(ours, answer, lambda value: (value, None)):
         fail(version, case, prefix, ours, answer)
     for layer, name in _CLASSES.items():
         module = type(name, (), {})()
-        answer = outcome(lambda module=module: theirs.get_scheme_dict(module, prefix))
+        answer = outcome(theirs.get_scheme_dict, module, prefix)
         if layer == "head" and answer[0] == "ValueError":
             answer = ("ok", None)
         ask = compressed_head if layer == "head" else compressed
@@ -558,7 +558,7 @@ def _compare_compressed(
     )
     arguments = (theirs, layer_of_experts) if rules.experts == "linear" else (theirs, layer_of_experts, prefix)
     before = dict(theirs.target_scheme_map)
-    answer = outcome(lambda: functions["experts"](*arguments))
+    answer = outcome(functions["experts"], *arguments)
     theirs.target_scheme_map = before
     if answer[0] == "ok" and answer[1] is not None:
         answer = ("ok", {"weights": answer[1]})

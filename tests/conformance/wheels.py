@@ -1,7 +1,8 @@
-"""Engine releases as source: taken from their published wheels, and single functions of them run without the engine.
+"""Engine releases as source: taken from their published wheels, and single functions run without the engine.
 
-`MTPFIX_ENGINE_SOURCES` names a folder with unpacked releases (`<version>/<package>/…`); without it wheels are downloaded
-from PyPI into `MTPFIX_WHEELS`, or a temporary folder. Nothing of a wheel is installed, and only what is cut out runs.
+`MTPFIX_ENGINE_SOURCES` names a folder with unpacked releases (`<version>/<package>/…`); without it wheels are
+downloaded from PyPI into `MTPFIX_WHEELS`, or a temporary folder. Nothing of a wheel is installed, and only what is cut
+out runs.
 """
 
 from __future__ import annotations
@@ -69,7 +70,13 @@ def _wheel(engine: str, version: str) -> Path:
 
 
 class _Plain(ast.NodeTransformer):
-    """Take away what needs the engine to run: imports, annotations, decorators other than the language's own."""
+    """Take away what needs the engine to run: imports, annotations, decorators other than the language's own.
+
+    Of a class's bases those named in `bases` stay.
+    """
+
+    def __init__(self, bases: Iterable[str]) -> None:
+        self.bases = frozenset(bases)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
@@ -80,7 +87,8 @@ class _Plain(ast.NodeTransformer):
         return node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        node.decorator_list, node.bases, node.keywords = [], [], []
+        node.decorator_list, node.keywords = [], []
+        node.bases = [base for base in node.bases if isinstance(base, ast.Name) and base.id in self.bases]
         self.generic_visit(node)
         node.body = node.body or [ast.Pass()]
         return node
@@ -93,10 +101,10 @@ class _Plain(ast.NodeTransformer):
         self.generic_visit(node)
         return None if node.value is None else ast.Assign([node.target], node.value)
 
-    def visit_Import(self, node: ast.Import) -> None:
+    def visit_Import(self, _node: ast.Import) -> None:
         return None
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+    def visit_ImportFrom(self, _node: ast.ImportFrom) -> None:
         return None
 
 
@@ -127,6 +135,7 @@ def cut(text: str | None, names: Iterable[str], given: Mapping[str, Any]) -> dic
     everything. A definition that the file does not have is left out.
     """
     space: dict[str, Any] = dict(given)
+    names = tuple(names)
     if text is None:
         return {}
     tree = ast.parse(text)
@@ -137,12 +146,10 @@ def cut(text: str | None, names: Iterable[str], given: Mapping[str, Any]) -> dic
         if node is not None:
             found.append(node)
             wanted.append(name.rpartition(".")[2])
-    module = ast.fix_missing_locations(_Plain().visit(ast.Module(found, [])))
+    module = ast.fix_missing_locations(_Plain({*names, *given}).visit(ast.Module(found, [])))
     defined = {node.name for node in module.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
-    for node in ast.walk(module):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            if node.id not in space and node.id not in defined and not hasattr(builtins, node.id):
-                space[node.id] = MagicMock(name=node.id)
+    used = {one.id for one in ast.walk(module) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load)}
+    space |= {name: MagicMock(name=name) for name in used - defined - space.keys() if not hasattr(builtins, name)}
     exec(compile(module, "<cut>", "exec"), space)  # noqa: S102 - running the engine's own text is the point
     return {name: space[name] for name in wanted}
 
@@ -159,9 +166,9 @@ def until(function: ast.FunctionDef, variable: str) -> ast.FunctionDef:
     return ast.FunctionDef(function.name, function.args, list(body), [], None, None)
 
 
-def outcome(call: Callable[[], Any]) -> tuple[str, Any]:
-    """Return ("ok", the result) or (the exception's class, its text)."""
+def outcome(call: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[str, Any]:
+    """Return ("ok", the result of the call) or (the exception's class, its text)."""
     try:
-        return "ok", call()
+        return "ok", call(*arguments, **options)
     except Exception as error:  # noqa: BLE001 - whatever the engine raises is its answer
         return type(error).__name__, str(error)
