@@ -32,12 +32,13 @@ typedef struct { /* tensors that differ only in their expert number; a plain nam
     uint32_t tail;               /* bytes from the name's closing quote on that all of the group share */
     uint32_t value_length, dtype;
     uint32_t count, first;       /* members, and where they start once arranged */
+    uint32_t last, highest;      /* the member read last, the highest expert number */
     uint32_t twin;               /* another group of this name, in another file */
     uint32_t follower;           /* the group that came next the last time: usually right again */
     char numbered, head;
 } Group;
 
-typedef struct { uint64_t begin; uint32_t group, expert; } Item;
+typedef struct { uint64_t begin; uint32_t group, expert, previous; } Item;
 
 typedef struct {
     Group *groups;
@@ -78,11 +79,13 @@ static int take(Text *text, char wanted) { /* one character, and the blanks arou
     return 1;
 }
 
-static int take_key(Text *text, const char *key) { /* a quoted key and its colon */
-    size_t length = strlen(key);
-    if (!sees(text, key, length)) return 0;
-    text->at += length;
-    return take(text, ':');
+static int take_key(Text *text, const char *key) { /* a quoted key and its colon, or nothing */
+    Text ahead = *text;
+    if (!sees(text, key, strlen(key))) return 0;
+    ahead.at += strlen(key);
+    if (!take(&ahead, ':')) return 0;
+    *text = ahead;
+    return 1;
 }
 
 static int take_number(Text *text, uint64_t *number) {
@@ -199,15 +202,14 @@ static Verdict find_group(Table *table, Group *group, uint32_t *found) {
     for (uint32_t i = *slot ? *slot - 1 : NONE; i != NONE; last = i, i = table->groups[i].twin) {
         const Group *known = &table->groups[i];
         if (!group->numbered || ++steps > LONGEST_CHAIN) return DECLINED;
-        if (known->value_length == group->value_length && memcmp(known->value, group->value, group->value_length) == 0) {
-            *found = i;
-            return ACCEPTED;
-        }
+        *found = i;
+        uint32_t length = group->value_length;
+        if (known->value_length == length && memcmp(known->value, group->value, length) == 0) return ACCEPTED;
         if (!table->is_index) return DECLINED;
     }
     if (!grow((void **)&table->groups, &table->group_room, table->group_count, sizeof *group)) return NO_MEMORY;
     *found = table->group_count++;
-    group->twin = NONE;
+    group->twin = group->last = NONE;
     group->follower = *found + 1;
     group->head = last == NONE;
     table->groups[*found] = *group;
@@ -256,22 +258,16 @@ static int follow(Text *text, const Table *table, uint32_t guess, uint32_t *expe
 /* Sorts the members of every group by expert number; a number that comes twice under one name is a duplicate. */
 static Verdict arrange(Table *table) {
     Verdict verdict = ACCEPTED;
-    uint32_t total = 0, room = 0, *places = NULL, *order = malloc((table->item_count + 1) * sizeof *order);
-    table->experts = malloc((table->item_count + 1) * sizeof *table->experts);
-    table->begins = malloc((table->item_count + 1) * sizeof *table->begins);
-    if (!order || !table->experts || !table->begins) verdict = NO_MEMORY;
-    for (uint32_t i = 0; i < table->group_count; total += table->groups[i++].count) table->groups[i].first = total;
-    for (uint32_t i = table->item_count; verdict == ACCEPTED && i-- > 0;) {
-        Group *group = &table->groups[table->items[i].group];
-        order[group->first + --group->count] = i; /* the counts fall to zero here, and rise again below */
-    }
+    uint32_t cursor = 0, room = 0, *places = NULL; /* item + 1 by expert number, of one name at a time */
+    table->experts = malloc(((size_t)table->item_count + 1) * sizeof *table->experts);
+    table->begins = malloc(((size_t)table->item_count + 1) * sizeof *table->begins);
+    if (!table->experts || !table->begins) return NO_MEMORY;
     for (uint32_t head = 0; verdict == ACCEPTED && head < table->group_count; head++) {
         uint32_t highest = 0, members = 0;
         if (!table->groups[head].head) continue;
         for (uint32_t i = head; i != NONE; i = table->groups[i].twin) {
-            uint32_t stop = i + 1 < table->group_count ? table->groups[i + 1].first : total;
-            for (uint32_t k = table->groups[i].first; k < stop; k++, members++)
-                if (table->items[order[k]].expert > highest) highest = table->items[order[k]].expert;
+            members += table->groups[i].count;
+            if (table->groups[i].highest > highest) highest = table->groups[i].highest;
         }
         if (highest / 8 > members + SPARSE_EXPERTS / 8) { verdict = DECLINED; break; }
         if (highest >= room) {
@@ -280,12 +276,14 @@ static Verdict arrange(Table *table) {
             if (!(places = calloc(room, sizeof *places))) { verdict = NO_MEMORY; break; }
         }
         for (uint32_t i = head; i != NONE; i = table->groups[i].twin) {
-            uint32_t stop = i + 1 < table->group_count ? table->groups[i + 1].first : total;
-            for (uint32_t k = table->groups[i].first; k < stop; k++) {
-                uint32_t *place = &places[table->items[order[k]].expert];
+            for (uint32_t item = table->groups[i].last; item != NONE; item = table->items[item].previous) {
+                uint32_t *place = &places[table->items[item].expert];
                 if (*place) verdict = DECLINED;
-                *place = order[k] + 1;
+                *place = item + 1;
             }
+            table->groups[i].first = cursor;
+            cursor += table->groups[i].count;
+            table->groups[i].count = 0; /* and rises again below */
         }
         for (uint32_t expert = 0; expert <= highest; expert++) {
             if (!places[expert]) continue;
@@ -296,7 +294,6 @@ static Verdict arrange(Table *table) {
             places[expert] = 0;
         }
     }
-    free(order);
     free(places);
     return verdict;
 }
@@ -353,8 +350,11 @@ static Verdict take_member(Text *text, Table *table, uint64_t *end) {
         *end = stop;
     }
     if (!grow((void **)&table->items, &table->item_room, table->item_count, sizeof(Item))) return NO_MEMORY;
-    table->items[table->item_count++] = (Item){begin, found, expert};
-    table->groups[found].count++;
+    Group *group = &table->groups[found];
+    table->items[table->item_count] = (Item){begin, found, expert, group->last};
+    group->last = table->item_count++;
+    group->count++;
+    if (expert > group->highest) group->highest = expert;
     return ACCEPTED;
 }
 
@@ -396,32 +396,17 @@ static Verdict read_text(Text text, Table *table, uint64_t data_size) {
 
 /* ---------------------------------------------------------------------------------------------- Python */
 
-static PyObject *shape_of(const Group *group) {
-    Text text = {group->shape, group->value + group->value_length};
-    uint64_t dim;
-    PyObject *dims = PyList_New(0), *shape = NULL;
-    while (dims && left(&text)) {
-        take(&text, ',');
-        PyObject *number = take_number(&text, &dim) ? PyLong_FromUnsignedLongLong(dim) : NULL;
-        if (!number || PyList_Append(dims, number) < 0) Py_CLEAR(dims);
-        Py_XDECREF(number);
-        blanks(&text);
-    }
-    if (dims) shape = PyList_AsTuple(dims);
-    Py_XDECREF(dims);
-    return shape;
-}
-
+/* (before, after, file, experts) or (before, after, dtype, shape, experts, begins); a plain name has no `after`. */
 static PyObject *row_of(const Table *table, const Group *group) {
-    int before = (int)group->before, after = (int)group->after;
-    PyObject *name = group->numbered ? PyUnicode_FromFormat("%.*s{}%.*s", before, group->name, after, group->rest)
-                                     : PyUnicode_FromStringAndSize(group->name, before);
+    const char *after = group->numbered ? group->rest : NULL;
     const char *experts = group->numbered ? (const char *)(table->experts + group->first) : NULL;
-    Py_ssize_t count = (Py_ssize_t)group->count;
+    const char *begins = (const char *)(table->begins + group->first);
+    Py_ssize_t count = (Py_ssize_t)group->count, lengths[3] = {group->before, group->after, group->value_length};
     if (table->is_index)
-        return Py_BuildValue("(Ns#y#)", name, group->value, (Py_ssize_t)group->value_length, experts, count * 4);
-    return Py_BuildValue("(NsNy#y#)", name, DTYPES[group->dtype].name, shape_of(group), experts, count * 4,
-                         (const char *)(table->begins + group->first), count * 8);
+        return Py_BuildValue("(s#s#s#y#)", group->name, lengths[0], after, lengths[1], group->value, lengths[2],
+                             experts, count * 4);
+    return Py_BuildValue("(s#s#ss#y#y#)", group->name, lengths[0], after, lengths[1], DTYPES[group->dtype].name,
+                         group->shape, group->value + lengths[2] - group->shape, experts, count * 4, begins, count * 8);
 }
 
 static PyObject *read_bytes(PyObject *bytes, uint64_t data_size, int is_index) {
@@ -440,7 +425,7 @@ static PyObject *read_bytes(PyObject *bytes, uint64_t data_size, int is_index) {
         if (!row || PyList_Append(rows, row) < 0) Py_CLEAR(rows);
         Py_XDECREF(row);
     }
-    if (rows) result = Py_BuildValue("(y#IN)", table.metadata, table.metadata_length, table.item_count, rows);
+    if (rows) result = Py_BuildValue("(y#N)", table.metadata, table.metadata_length, rows);
     else if (verdict == DECLINED) result = Py_NewRef(Py_None);
     else if (verdict == NO_MEMORY) PyErr_NoMemory();
     free(table.groups);
@@ -466,8 +451,8 @@ static PyObject *parse_index(PyObject *module, PyObject *bytes) {
 
 static PyMethodDef methods[] = {
     {"parse_header", parse_header, METH_VARARGS,
-     "parse_header(raw, data_size): (metadata, count, [(name, dtype, shape, experts, begins)]), or None to decline."},
-    {"parse_index", parse_index, METH_O, "parse_index(raw): (metadata, count, [(name, file, experts)]), or None."},
+     "parse_header(raw, data_size): (metadata, [(before, after, dtype, shape, experts, begins)]), or None to decline."},
+    {"parse_index", parse_index, METH_O, "parse_index(raw): (metadata, [(before, after, file, experts)]), or None."},
     {NULL, NULL, 0, NULL},
 };
 

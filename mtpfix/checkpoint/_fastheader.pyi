@@ -1,8 +1,10 @@
-"""The optional compiled reader of the plain form: absent where there was no compiler, and nothing is lost but time."""
+from typing import TypeAlias
 
-from __future__ import annotations
+# name up to the expert number, what follows it, dtype, shape as written, expert numbers, begins
+Stored: TypeAlias = tuple[str, str | None, str, str, bytes | None, bytes]
 
-def parse_header(
-    raw: bytes, data_size: int, /
-) -> tuple[bytes | None, int, list[tuple[str, str, tuple[int, ...], bytes | None, bytes]]] | None: ...
-def parse_index(raw: bytes, /) -> tuple[bytes | None, int, list[tuple[str, str, bytes | None]]] | None: ...
+# name up to the expert number, what follows it, file, expert numbers
+Placed: TypeAlias = tuple[str, str | None, str, bytes | None]
+
+def parse_header(raw: bytes, data_size: int, /) -> tuple[bytes | None, list[Stored]] | None: ...
+def parse_index(raw: bytes, /) -> tuple[bytes | None, list[Placed]] | None: ...

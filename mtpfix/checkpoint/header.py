@@ -66,6 +66,7 @@ DTYPE_BITS: Mapping[str, int] = {
 LFS_MARK = b"version https://git-lfs.github.com/spec/v1"
 """How a git-lfs pointer begins."""
 
+_FIELDS = dict.fromkeys(("dtype", "shape", "data_offsets"))
 _METADATA = "__metadata__"
 _LARGEST = 2**64 - 1
 _DEEPEST = 125  # serde_json allows 127 levels; the header and the tensor are two of them
@@ -167,15 +168,22 @@ def parse_header(raw: bytes, data_size: int, shard: str) -> tuple[dict[str, str]
     compiled = compiled_reader()
     plain = compiled.parse_header(raw, data_size) if compiled else None
     if plain is not None:
-        metadata, _, rows = plain
+        metadata, rows = plain
         try:
             read = _metadata(_document(metadata, shard), shard) if metadata else {}
         except FormatError:
             pass  # the compiled reader looked for the end of the metadata, not at it: the whole header decides
         else:
             return read, [
-                Tensor(name, dtype, shape, shard, array("Q", begins), None if experts is None else array("I", experts))
-                for name, dtype, shape, experts, begins in rows
+                Tensor(
+                    before if after is None else f"{before}{EXPERT}{after}",
+                    dtype,
+                    tuple(map(int, shape.split(","))) if shape else (),
+                    shard,
+                    array("Q", begins),
+                    None if experts is None else array("I", experts),
+                )
+                for before, after, dtype, shape, experts, begins in rows
             ]
     read, entries = _parse(raw, data_size, shard)
     return read, collapse(entries, shard)
@@ -293,25 +301,7 @@ def _metadata(value: Any, shard: str) -> dict[str, str]:
 
 def _entry(value: Any, shard: str, name: str) -> Entry:
     """Return one tensor's fields; the official reader also takes them as an array of three, and so does this one."""
-    fields: dict[str, Any] = {}
-    if isinstance(value, list):
-        if len(value) != 3:
-            _fail_tensor(shard, name, f"is an array of {len(value)}, not an object of dtype, shape and data_offsets")
-        fields = dict(zip(("dtype", "shape", "data_offsets"), value, strict=True))
-    elif isinstance(value, tuple):
-        for key, content in value:
-            if key not in ("dtype", "shape", "data_offsets"):
-                if _is_deeper(content, _DEEPEST):
-                    _fail_tensor(shard, name, f'has a field "{shown(key)}" that is nested too deep')
-            elif key in fields:
-                _fail_tensor(shard, name, f"has {key} twice")
-            else:
-                fields[key] = content
-        for key in ("dtype", "shape", "data_offsets"):
-            if key not in fields:
-                _fail_tensor(shard, name, f"has no {key}")
-    else:
-        _fail_tensor(shard, name, f"is {_kind(value)}, not an object of dtype, shape and data_offsets")
+    fields = _fields(value, shard, name)
     shape = fields["shape"]
     if not _are_sizes(shape):
         _fail_tensor(shard, name, "has a shape that is not a list of whole numbers from 0 to 2^64-1")
@@ -319,6 +309,31 @@ def _entry(value: Any, shard: str, name: str) -> Entry:
     if not _are_sizes(offsets) or len(offsets) != 2:
         _fail_tensor(shard, name, "has data_offsets that are not two whole numbers from 0 to 2^64-1")
     return Entry(_dtype(fields["dtype"], shard, name), tuple(shape), offsets[0], offsets[1])
+
+
+def _fields(value: Any, shard: str, name: str) -> dict[str, Any]:
+    if isinstance(value, list):
+        if len(value) != len(_FIELDS):
+            _fail_tensor(shard, name, f"is an array of {len(value)}, not an object of dtype, shape and data_offsets")
+        return dict(zip(_FIELDS, value, strict=True))
+    if not isinstance(value, tuple):
+        _fail_tensor(shard, name, f"is {_kind(value)}, not an object of dtype, shape and data_offsets")
+    fields = dict(value)
+    if len(fields) == len(value) and fields.keys() == _FIELDS.keys():
+        return fields
+    fields = {}
+    for key, content in value:
+        if key not in _FIELDS:
+            if _is_deeper(content, _DEEPEST):
+                _fail_tensor(shard, name, f'has a field "{shown(key)}" that is nested too deep')
+        elif key in fields:
+            _fail_tensor(shard, name, f"has {key} twice")
+        else:
+            fields[key] = content
+    for key in _FIELDS:
+        if key not in fields:
+            _fail_tensor(shard, name, f"has no {key}")
+    return fields
 
 
 def _dtype(field: Any, shard: str, name: str) -> str:
@@ -334,7 +349,7 @@ def _dtype(field: Any, shard: str, name: str) -> str:
 
 
 def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(number) is int for number in value)
+    return isinstance(value, list) and {int}.issuperset(map(type, value))
 
 
 def _check_geometry(entries: Mapping[str, Entry], data_size: int, shard: str) -> None:

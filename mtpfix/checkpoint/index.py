@@ -127,7 +127,7 @@ def _parse_plain(raw: bytes) -> Index | None:
     plain = compiled.parse_index(raw) if compiled else None
     if plain is None:
         return None
-    metadata, _, rows = plain
+    metadata, rows = plain
     try:
         document = parse_document(metadata or b"{}", INDEX_FILE, nan=False)
     except FormatError:
@@ -135,9 +135,9 @@ def _parse_plain(raw: bytes) -> Index | None:
     if document.repeated:
         return None
     places: dict[Name, list[Place]] = {}
-    for name, file, experts in rows:
-        place = (file, None if experts is None else array("I", experts))
-        places.setdefault((name, experts is not None), []).append(place)
+    for before, after, file, experts in rows:
+        name = (before, False) if after is None else (f"{before}{EXPERT}{after}", True)
+        places.setdefault(name, []).append((file, None if experts is None else array("I", experts)))
     return _index(places, document.value, [])
 
 
