@@ -124,6 +124,8 @@ def replace_linear_kernels() -> None:
         for name in list(vars(module)):
             if re.fullmatch(r"init_\w+_linear_kernel", name):
                 swap(module, name, lambda *_, **__: Kernel(), "no GEMM is chosen")
+            if re.fullmatch(r"\w+LinearKernel", name) and isinstance(vars(module)[name], type):
+                swap(module, name, Kernel, "no GEMM is chosen")
         swap(module, "select_nvfp4_linear_backend", lambda *_, **__: "none", "no GEMM is chosen")
         swap(module, "convert_to_nvfp4_linear_kernel_format", lambda *_, **__: None, "no repacking for a GEMM")
         swap(module, "expose_input_quant_key", lambda *_, **__: None, "no GEMM is chosen")
