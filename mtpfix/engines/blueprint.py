@@ -57,10 +57,10 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """All modules of one model: `absent` MTP layers have nothing stored, `claimed` is every name on disk it uses."""
+    """All modules of one model: `absent` MTP layers (number, name) hold nothing, `claimed` are the names it uses."""
 
     modules: tuple[Planned, ...]
-    absent: tuple[int, ...]
+    absent: tuple[tuple[int, str], ...]
     claimed: frozenset[str]
 
 
@@ -95,7 +95,7 @@ class Names:
 def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: str) -> Blueprint:
     """Return the modules that a model block constructs at a release for what is stored."""
     modules: list[Planned] = []
-    layers_seen: dict[int, bool] = {}
+    layers_seen: dict[int, str] = {}
     for group in block.get("group", ()):
         if not covers(group.get("versions", "*"), version):
             continue
@@ -104,11 +104,11 @@ def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: 
             roots = [fill(template, numbers, index) for template in alternatives]
             root = next((root for root in roots if names.holds(root)), None)
             if block["role"] == "draft" and any("k}" in template for template in alternatives):
-                layers_seen[index or 0] = layers_seen.get(index or 0, False) or root is not None
+                layers_seen[index or 0] = "" if root is not None else layers_seen.get(index or 0, roots[0])
             if root is None:
                 continue
             modules += _modules(family, group, root, numbers, index, names, version)
-    absent = tuple(index for index, seen in layers_seen.items() if not seen)
+    absent = tuple((index, root) for index, root in layers_seen.items() if root)
     claimed = frozenset(place.module for module in modules for place in module.places)
     return Blueprint(tuple(modules), absent, claimed)
 

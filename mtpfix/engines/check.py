@@ -46,7 +46,8 @@ def check_all() -> list[str]:
 def check_engine(engine: Engine) -> Iterator[str]:
     """Yield what is wrong in one engine file."""
     where = f"{engine.name}.toml"
-    yield from (f"{where}: {one} is verified, but is no known release" for one in set(engine.verified) - set(engine.releases))
+    unknown = set(engine.verified) - set(engine.releases)
+    yield from (f"{where}: {one} is verified, but is no known release" for one in unknown)
     for name, fact in engine.table["facts"].items():
         if not is_ranged(fact):
             yield f"{where}: {name} is no list of facts with versions"
@@ -78,8 +79,11 @@ def _check_block(family: Family, block: Table, engine: Engine, where: str) -> It
     releases = [one for one in engine.releases if covers(block.get("versions", "*"), one)]
     if not releases:
         yield f"{where}: no known release has it"
-    yield from (f"{where}: {one} is not among the file's architectures"
-                for one in block.get("architectures", ()) if one not in family.architectures)
+    yield from (
+        f"{where}: {one} is not among the file's architectures"
+        for one in block.get("architectures", ())
+        if one not in family.architectures
+    )
     for path, fact in walk_ranged({key: value for key, value in block.items() if key not in ("group", "arrays")}):
         gaps = path.partition(".")[0].partition("[")[0] in MAY_HAVE_GAPS
         yield from check_cover(fact, releases, f"{where}: {path}", gaps=gaps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mtpfix.checkpoint.stored import variants
@@ -100,7 +100,7 @@ def load_module(module: Module, stored: Mapping[str, Stored], loader: Loader) ->
     planned = module.planned
     table = parameters_of(module.built, module.dialect)
     written: dict[str, int] = {}
-    present = [(place, item) for place in planned.places for item in variants(stored, place.module)]
+    present = [(place, _seen(item, loader)) for place in planned.places for item in variants(stored, place.module)]
     for place, item in present:
         kind = kind_of(item, module.built, module.dialect)
         for suffix, part in item.parts.items():
@@ -118,6 +118,12 @@ def load_module(module: Module, stored: Mapping[str, Stored], loader: Loader) ->
             written[suffix or "weight"] = written.get(suffix or "weight", 0) + 1
             yield from _copy(module, place, item, suffix, part, parameter, kind, loader)
     yield from _unwritten(module, stored, present, table, written, loader)
+
+
+def _seen(item: Stored, loader: Loader) -> Stored:
+    """Return a stored module without the tensors that this loader drops."""
+    parts = {suffix: part for suffix, part in item.parts.items() if loader.looks_at(part.order[1])}
+    return item if len(parts) == len(item.parts) else replace(item, parts=parts)
 
 
 def _unknown(module: Module, place: Place, suffix: str, part: Part, kind: Kind, loader: Loader) -> Iterator[Event]:

@@ -162,7 +162,7 @@ def _predict_role(
     family, numbers = subject.family, subject.numbers
     if family is None or numbers is None:
         return _unpredicted(role, f"no family file knows the architecture {subject.architecture}"), None
-    if role == "draft" and numbers.mtp == 0:
+    if role == "draft" and (numbers.mtp == 0 or (not numbers.declared and not subject.mtp.present)):
         return _unpredicted(role, "no MTP layer is declared", Verdict.ABSENT), None
     blocks = family.models(engine.name, role, subject.architecture or "", version)
     if not blocks:
@@ -174,7 +174,8 @@ def _predict_role(
         event = Event("declaration-refused", Outcome.CRASH, "", "", error, text, resolved.because, order)
         return _verdict(role, (), [event]), None
     if not resolved.simulated:
-        return _unpredicted(role, resolved.reason or f"the quantization method {resolved.method} is not predicted"), None
+        reason = resolved.reason or f"the quantization method {resolved.method} is not predicted"
+        return _unpredicted(role, reason), None
     lists = _lists(family, block, engine, version, resolved, target_lists)
     decider = Decider(lists, engine, version, _packed(family, block, subject, engine, version))
     return _simulate(subject, engine, version, block, decider, role, resolved), lists
@@ -254,7 +255,7 @@ def _simulate(
         events += load_module(
             Module(planned, decision.format, decision.dialect, because, position), subject.stored, loader
         )
-    events += _leftovers(subject, blueprint, loader, role)
+    events += _leftovers(subject, blueprint, loader)
     events += _absent_layers(blueprint, loader, numbers)
     events += _incomplete(events, loader, resolved.method or "", numbers)
     return _verdict(role, tuple(built), events)
@@ -285,7 +286,7 @@ def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Even
                 break
 
 
-def _leftovers(subject: Subject, blueprint: Blueprint, loader: Loader, role: Role) -> Iterator[Event]:
+def _leftovers(subject: Subject, blueprint: Blueprint, loader: Loader) -> Iterator[Event]:
     """Yield what the loader does with tensors of modules that it does not construct."""
     paths = frozenset(
         path for planned in blueprint.modules for path in accumulate(planned.param.split("."), "{}.{}".format)
@@ -295,7 +296,7 @@ def _leftovers(subject: Subject, blueprint: Blueprint, loader: Loader, role: Rol
         if module in blueprint.claimed:
             continue
         for suffix, name in full_names(item):
-            if not loader.looks_at(name) or (role == "target" and subject.in_branch(module)):
+            if not loader.looks_at(name):
                 continue
             if is_excepted(name, loader.unknown) or suffix in CACHE_SCALES:
                 continue
@@ -318,7 +319,7 @@ def _cut(name: str, fact: Table, paths: frozenset[str]) -> str:
 
 
 def _absent_layers(blueprint: Blueprint, loader: Loader, numbers: Numbers) -> Iterator[Event]:
-    for index in blueprint.absent:
+    for index, name in blueprint.absent:
         fact = loader.absent
         layer = numbers.layers + index
         because = tuple(filter(None, (fact.get("source"),)))
@@ -326,7 +327,7 @@ def _absent_layers(blueprint: Blueprint, loader: Loader, numbers: Numbers) -> It
         yield Event(
             "layer-absent",
             Outcome.CRASH if crash else Outcome.SILENT,
-            f"layer {layer}",
+            name,
             "",
             fact["does"] if crash else "",
             str(fact.get("text", "")).replace("{layer}", str(layer)) if crash else "",

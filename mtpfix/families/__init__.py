@@ -91,9 +91,9 @@ def read_numbers(family: Family, config: Mapping[str, Any]) -> Numbers:
     facts = family.table["numbers"]
     layers = _number(facts["N"], decoder, config)
     found = _number(facts["K"], decoder, config) if "K" in facts else None
-    if "K_length" in facts and found != 0:
+    if "K_length" in facts and found:
         pattern = _first(facts["K_length"], decoder, config)
-        found = (found or 1) * len(pattern) if isinstance(pattern, (str, list)) else found
+        found = found * len(pattern) if isinstance(pattern, (str, list)) else found
     default = facts.get("K_default", 0)
     return Numbers(layers or 0, default if found is None else found, found is not None, decoder, config)
 
