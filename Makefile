@@ -1,15 +1,28 @@
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
+LAYERS = import sys; from importlinter.cli import lint_imports_command; sys.argv = ["lint-imports"]; lint_imports_command()
 
-.PHONY: check lint test format docs bench
+.PHONY: check lint layout rules types layers knowledge tables test format docs bench
 
-check: lint test  ## everything a change must pass
+check: lint test  # everything a change must pass
 
-lint:
+lint: layout rules types layers knowledge tables
+
+layout:
 	$(PYTHON) -m ruff format --check .
+
+rules:
 	$(PYTHON) -m ruff check .
+
+types:
 	$(PYTHON) -m mypy
-	$(PYTHON) -c "import sys; from importlinter.cli import lint_imports_command; sys.argv[0] = 'lint-imports'; lint_imports_command()"
+
+layers:
+	$(PYTHON) -c '$(LAYERS)'
+
+knowledge:
 	$(PYTHON) -m mtpfix.engines.check
+
+tables:
 	$(PYTHON) docs/refresh.py --check
 
 test:

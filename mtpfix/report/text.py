@@ -23,6 +23,7 @@ from mtpfix.report.summary import counts, deciding, releases_ascending, verdict_
 
 NARROWEST, WIDEST, WIDEST_PROSE = 40, 200, 120
 MODULE_WIDTH, CELL_WIDTH, GAP = 20, 13, 2
+INDENT = 2
 MODELS = 2  # the first rows of the matrix: main model, MTP draft
 MOST_ROWS, MOST_NAMES, LONGEST = 40, 4, 2000
 
@@ -252,16 +253,18 @@ def _print_finding(console: Console, finding: Finding, *, verbose: bool) -> None
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(min_width=len("evidence"), style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, text in _details(finding, verbose=verbose):
+    width = min(console.width, WIDEST_PROSE) - INDENT - len("evidence") - 2
+    for label, text in _details(finding, width, verbose=verbose):
         table.add_row(label, text)
-    console.print(Padding(table, (0, 0, 0, 2)), width=min(console.width, WIDEST_PROSE))
+    console.print(Padding(table, (0, 0, 0, INDENT)), width=min(console.width, WIDEST_PROSE))
 
 
-def _details(finding: Finding, *, verbose: bool) -> Iterable[tuple[str, Text]]:
+def _details(finding: Finding, width: int, *, verbose: bool) -> Iterable[tuple[str, Text]]:
     yield "what", Text(shown(finding.message, LONGEST))
     if finding.module:
         count = f" ({finding.count:,} modules)" if finding.count > 1 and "(" not in finding.module else ""
-        yield "where", Text(shown(finding.module) + count)
+        pieces = shown(finding.module, LONGEST).replace("), ", "),\n").split("\n")
+        yield "where", Text("\n".join(_folded(piece, width) for piece in pieces) + count)
     if finding.stored or finding.built:
         sides = [(finding.stored, "stored"), (finding.built, "built")]
         yield "formats", Text(", ".join(f"{side} {shown(text)}" for text, side in sides if text))
