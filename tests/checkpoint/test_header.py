@@ -25,7 +25,7 @@ from mtpfix.model import Tensor
 from tests.checkpoint.headers import FOUR, MALFORMED, ONE, VALID, Found, Malformed, Valid, file_of, one
 
 needs_compiled = pytest.mark.skipif(not fast_path_available(), reason="the compiled reader is not built")
-quick = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(params=["compiled", "python"])
