@@ -11,6 +11,7 @@ with them, and reads nothing of `mtpfix`. By hand: `python -m tests.checkpoints 
 from __future__ import annotations
 
 import argparse
+import bisect
 import json
 import math
 import re
@@ -294,15 +295,14 @@ def summarise(unquantized: Iterable[str], quantized: Iterable[str]) -> list[str]
     """Return an exclude list in the style of ModelOpt: each name cut to the shortest dotted prefix, with a star,
     that no quantized module begins with.
     """
-    taken: set[str] = set()
-    for name in quantized:
-        taken.update(name[:end] for end in range(1, len(name) + 1))
+    taken = sorted(quantized)
     entries: set[str] = set()
     for name in unquantized:
         parts = name.split(".")
         for count in range(1, len(parts) + 1):
             prefix = ".".join(parts[:count])
-            if prefix not in taken:
+            place = bisect.bisect_left(taken, prefix)
+            if place == len(taken) or not taken[place].startswith(prefix):
                 entries.add(name if prefix == name else f"{prefix}*")
                 break
         else:
