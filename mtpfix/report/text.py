@@ -24,6 +24,7 @@ from mtpfix.report.summary import counts, deciding, releases_ascending, verdict_
 NARROWEST, WIDEST, WIDEST_PROSE = 40, 200, 120
 MODULE_WIDTH, CELL_WIDTH, GAP = 20, 13, 2
 INDENT = 2
+NOT_THERE = "-"  # the cell of a release that neither builds the module nor looks at it
 MODELS = 2  # the first rows of the matrix: main model, MTP draft
 MOST_ROWS, MOST_NAMES, LONGEST = 40, 4, 2000
 
@@ -135,9 +136,10 @@ def _matrix(report: Report, width: int, *, verbose: bool) -> Iterable[Table | Te
         table = _table(names, stored, cells)
         for column, release in zip(table.columns[2:], columns[part], strict=True):
             column.header = _release(release)
-        for number, (name, form, outcomes) in enumerate(lines):
+        here = [line for line in lines if any(text != NOT_THERE for text, _ in line[2][part])]
+        for number, (name, form, outcomes) in enumerate(here):
             written = [Text(text, STYLES[outcome]) for text, outcome in outcomes[part]]
-            last = number == MODELS - 1 and len(lines) > MODELS
+            last = number == MODELS - 1 and len(here) > MODELS
             table.add_row(Text(_folded(shown(name), names)), Text(form), *written, end_section=last)
         yield table
         start = part.stop
@@ -192,7 +194,7 @@ def _lines(report: Report, columns: Sequence[EngineReport], *, verbose: bool) ->
 
 def _cell(row: Row | None) -> tuple[str, Outcome | None]:
     if row is None:
-        return "-", None
+        return NOT_THERE, None
     if row.outcome is Outcome.OK:
         return "ok", Outcome.OK
     return f"{LETTERS[row.outcome]} {row.built.value if row.built else 'no place'}", row.outcome
@@ -265,7 +267,7 @@ def _details(finding: Finding, width: int, *, verbose: bool) -> Iterable[tuple[s
         count = f" ({finding.count:,} modules)" if finding.count > 1 and "(" not in finding.module else ""
         pieces = shown(finding.module, LONGEST).replace("), ", "),\n").split("\n")
         yield "where", Text("\n".join(_folded(piece, width) for piece in pieces) + count)
-    if finding.stored or finding.built:
+    if finding.module and (finding.stored or finding.built):
         sides = [(finding.stored, "stored"), (finding.built, "built")]
         yield "formats", Text(", ".join(f"{side} {shown(text)}" for text, side in sides if text))
     if finding.error:

@@ -97,6 +97,14 @@ def test_rows_of_the_main_model_appear_only_when_something_is_wrong() -> None:
     assert "lm_head" in render(replace(report, engines=(samples.engine(("0.32.0",), "vllm 0.32.0", draft, bad),)))
 
 
+def test_a_table_of_releases_that_build_nothing_names_no_modules() -> None:
+    report = samples.clean()
+    refused = samples.model("target", Verdict.FAILS, error="ValueError")
+    engines = (samples.engine(("0.16.0",), "vllm 0.16.0", samples.model("draft", Verdict.UNKNOWN), refused),)
+    text = render(replace(report, engines=(*report.engines, *engines)), width=40)
+    assert (text.count("FAILS"), text.count("mtp.fc"), text.count("main model  ")) == (1, 1, 2)
+
+
 def test_alike_modules_share_a_row() -> None:
     text = render(samples.clean(), width=120)
     assert "mtp.layers.0.mlp.experts.{0..511}.{down,gate,up}_proj" in text
