@@ -1,7 +1,7 @@
 """Make example checkpoints to try `mtpfix` on: `python examples/make_examples.py FOLDER`.
 
 Published shapes, names, shards and exclude lists, a few hundred gigabytes in appearance: the shards are sparse files,
-which hold real headers and no weights, so that all of them together take about 200 MB. Needs nothing but Python.
+which hold real headers and no weights, so that all of them together take about 300 MB. Needs nothing but Python.
 """
 
 from __future__ import annotations

@@ -1,0 +1,149 @@
+"""Predictions held against what real engine releases did: every tiny checkpoint, every recorded release.
+
+The golden files are recordings (see `record.py`), not expectations: where one differs from a prediction, the
+prediction is wrong. The test marked `engine` asks an installed release again, so that the recordings stay true.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from mtpfix.checkpoint import open_checkpoint
+from mtpfix.engines.predict import Subject, predict
+from mtpfix.model import Format, ModelPrediction, Verdict
+from tests.checkpoints import build
+from tests.conformance import environment
+from tests.conformance.record import GOLDEN, ROLES, ask, cases, digest, expand
+from tests.families import FAMILIES
+
+RELEASES = sorted(
+    (path.stem.removeprefix("vllm-") for path in GOLDEN.glob("vllm-*.json")),
+    key=lambda release: [int(part) for part in release.split(".")],
+)
+Role = Literal["target", "draft"]
+
+
+@cache
+def golden(release: str) -> Mapping[str, Any]:
+    return dict(json.loads((GOLDEN / f"vllm-{release}.json").read_text(encoding="utf-8"))["cases"])
+
+
+def families_of(release: str) -> set[str]:
+    """Return the families that a release has classes for."""
+    return {case.partition("/")[0] for case in golden(release)}
+
+
+@pytest.fixture(scope="session")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Subject]:
+    """Every tiny checkpoint, built and read once."""
+    folder = tmp_path_factory.mktemp("tiny")
+    found = {}
+    for family, variant in cases():
+        build(folder / family / variant, family, variant)
+        found[f"{family}/{variant}"] = Subject(open_checkpoint(folder / family / variant))
+    return found
+
+
+def recorded_formats(release: str, case: str, role: str) -> dict[str, str]:
+    """Return prefix and format of the modules that a release built."""
+    built = golden(release)[case][role]["built"]
+    if isinstance(built, str):  # the same as another variant of the family
+        built = golden(release)[f"{case.partition('/')[0]}/{built}"][role]["built"]
+    return {name: key.split()[0] for key, names in built.items() for name in expand(names)}
+
+
+def shade(form: str) -> str:
+    """Return a format, 16 and 32 bits alike: which of them a router keeps decides nothing."""
+    return "plain" if Format(form).plain else form
+
+
+def words(text: str) -> str:
+    """Return an error text without what is printed in no fixed order."""
+    return re.sub(r"\. The available parameters.*", "", text).replace("{…}", "…")
+
+
+def differences(release: str, case: str, role: str, found: ModelPrediction) -> Iterator[str]:
+    """Yield, in sentences, where a prediction differs from the recording."""
+    real = golden(release)[case][role]
+    where = f"{case} {role}"
+    if found.verdict != real["verdict"]:
+        why = found.error or found.reason
+        yield f"{where}: {real['verdict']} {real.get('error', '')}, predicted {found.verdict} {why}"
+        return
+    if real["verdict"] == "fails":
+        raised = f"{real['error']}: {words(real['text'])}" if real["text"] else real["error"]
+        if words(found.error or "") != raised:
+            yield f"{where}: raises {raised!r}, predicted {found.error!r}"
+        if found.error_tensor != real.get("tensor"):
+            yield f"{where}: fails at {real.get('tensor')}, predicted {found.error_tensor}"
+    recorded = recorded_formats(release, case, role)
+    if not recorded:  # it could not be built
+        return
+    predicted = {module.prefix: module.format.value for module in found.built}
+    for prefix in sorted(recorded.keys() | predicted.keys()):
+        ours = shade(predicted.get(prefix, "bf16"))  # what no knowledge names is never quantized
+        theirs = shade(recorded[prefix]) if prefix in recorded else "absent"
+        if ours != theirs:
+            yield f"{where}: {prefix} is built {theirs}, predicted {ours}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("release", RELEASES)
+def test_prediction_is_what_the_engine_did(release: str, family: str, subjects: Mapping[str, Subject]) -> None:
+    wrong: list[str] = []
+    for case, subject in subjects.items():
+        if not case.startswith(f"{family}/"):
+            continue
+        prediction = predict(subject, "vllm", release)
+        answers: dict[Role, ModelPrediction] = {"target": prediction.target, "draft": prediction.draft}
+        if family not in families_of(release):
+            if prediction.target.verdict is not Verdict.UNKNOWN:
+                wrong.append(f"{case}: the release has no class for it, predicted {prediction.target.verdict}")
+            continue
+        for role, found in answers.items():
+            if golden(release)[case][role] is not None:
+                wrong += differences(release, case, role, found)
+    if wrong:
+        pytest.fail("\n".join(wrong), pytrace=False)
+
+
+def test_recordings_cover_every_case_of_the_families_a_release_has() -> None:
+    every = {f"{family}/{variant}" for family, variant in cases()}
+    for release in RELEASES:
+        known = {case for case in every if case.partition("/")[0] in families_of(release)}
+        assert known == set(golden(release)), release
+
+
+SAMPLE = (
+    "qwen3_5_moe/published",
+    "deepseek_v3/packed-glue",
+    "glm4_moe/missing",
+    "step3p7/published",
+    "nemotron_h/mixed",
+)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("case", SAMPLE)
+def test_newest_release_still_does_what_was_recorded(case: str, tmp_path: Path) -> None:
+    release = RELEASES[-1]
+    if environment.interpreter(release) is None:
+        pytest.skip(f"no environment for vllm {release}: set {environment.VARIABLE}")
+    family, _, variant = case.partition("/")
+    build(tmp_path / case, family, variant)
+    (found,) = ask(release, [tmp_path / case])
+    for role in ROLES:
+        real, kept = golden(release)[case][role], digest(found[role])
+        if kept is None or real is None:
+            assert kept is real
+            continue
+        again = {name: key.split()[0] for key, names in kept.pop("built").items() for name in expand(names)}
+        assert again == recorded_formats(release, case, role)
+        assert kept == {key: value for key, value in real.items() if key != "built"}
