@@ -69,7 +69,8 @@ def verdict_clauses(report: Report) -> list[Clause]:
         target, draft = row.prediction.target, row.prediction.draft
         reason = target.reason if target.verdict is draft.verdict is Verdict.UNKNOWN else ""
         alike.setdefault((row.prediction.engine, target.verdict, draft.verdict, reason), []).append(row)
-    clauses += [_engine(*key[1:], _ranges(key[0], rows)) for key, rows in alike.items()]
+    if report.family is not None:
+        clauses += [_engine(*key[1:], _ranges(key[0], rows)) for key, rows in alike.items()]
     return clauses
 
 

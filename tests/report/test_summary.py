@@ -41,7 +41,9 @@ def test_no_branch_at_all() -> None:
 
 
 def test_an_unknown_architecture_is_named() -> None:
-    report = replace(samples.clean(), family=None, architecture="OtherForCausalLM", engines=())
+    unknown = replace(samples.model("target", Verdict.UNKNOWN), reason="no family file knows it")
+    engines = (samples.engine(("0.32.0",), "vllm", replace(unknown, role="draft"), unknown),)
+    report = replace(samples.clean(), family=None, architecture="OtherForCausalLM", engines=engines)
     assert (
         verdict_text(report) == "MTP branch: unknown, the architecture OtherForCausalLM is not one that mtpfix knows."
     )
