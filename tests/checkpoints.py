@@ -105,7 +105,7 @@ E4M3_SIGNED = bytes((byte & 0x80) | (0x28 + byte % 0x20) for byte in range(256))
 # ------------------------------------------------------------------------------------------------ variants
 
 Lists = Literal["published", "glob", "exact", "engine", "target"]
-Branch = Literal["plain", "linears", "all", "glue", "absent"]
+Branch = Literal["plain", "linears", "all", "glue", "fp8", "absent"]
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,11 @@ class Variant:
     """One way to quantize, list and ship a family.
 
     `branch` says what of the MTP branch is packed: nothing, its decoder linears, those and the glue, the glue
-    alone; or that its tensors are not there. `lists` says how its unquantized modules are listed: by one glob for
-    the branch, by every name on disk, by the names an engine asks with, or not at all ("target" lists only the
-    target's), less the modules whose names end as `unlisted` says. `files` says which of the two quantization files
-    exist; `config_lists`, where set, is how config.json lists, against the other file.
+    alone; that its decoder linears are FP8 in blocks; or that its tensors are not there. `lists` says how its
+    unquantized modules are listed: by one glob for the branch, by every name on disk, by the names an engine asks
+    with, or not at all ("target" lists only the target's), less the modules whose names end as `unlisted` says.
+    `files` says which of the two quantization files exist; `config_lists`, where set, is how config.json lists,
+    against the other file.
     """
 
     name: str
@@ -155,6 +156,9 @@ VARIANTS = {
         Variant(
             "listed-packed", "decoder linears of the branch packed, listed by a glob all the same", "glob", "linears"
         ),
+        Variant(
+            "branch-fp8", "decoder linears of the branch FP8 in blocks, as the base model ships, listed", "glob", "fp8"
+        ),
         Variant("o-proj-unlisted", "branch in BF16, all but its o_proj listed", "exact", unlisted=("o_proj",)),
         Variant("packed-head", "head of the target packed and not listed", head=True),
         Variant("conflict", "branch listed in hf_quant_config.json, not in config.json", config_lists="target"),
@@ -191,13 +195,13 @@ def _specialise(family: Family, variant: Variant) -> Variant:
 
 
 def formats_of(family: Family, variant: Variant, config: Config, modules: Sequence[Module]) -> dict[str, str]:
-    """Return the format of every quantized module by its name: NVFP4 or FP8; all others keep their own type."""
+    """Return the format of every quantized module by its name: NVFP4, FP8 or FP8_BLOCK; others keep their own type."""
     variant = _specialise(family, variant)
     formats: dict[str, str] = {}
     for module in modules:
         if module.part == "branch":
             if _packed_in_branch(module, variant.branch):
-                formats[module.name] = "NVFP4"
+                formats[module.name] = "FP8_BLOCK" if variant.branch == "fp8" else "NVFP4"
         elif family.name == "nemotron_h" and variant.dialect == "mixed":
             if (found := _nemotron_format(module.name, config)) is not None:
                 formats[module.name] = found
@@ -215,7 +219,7 @@ def _packed_in_branch(module: Module, branch: Branch) -> bool:
     if module.weight == "":
         return False
     match branch:
-        case "linears":
+        case "linears" | "fp8":
             return module.kind in (Kind.ATTENTION, Kind.MLP, Kind.EXPERT, Kind.SHARED, Kind.LATENT)
         case "all":
             return module.kind not in (Kind.PLAIN, Kind.ROUTER, Kind.HEAD)
@@ -258,7 +262,7 @@ def _nemotron_format(name: str, config: Config) -> str | None:
 
 
 def tensors_of(module: Module, stored: str | None, variant: Variant) -> Iterator[Tensor]:
-    """Yield the tensors of one module in one format; `stored` is NVFP4, FP8 or None for its own type."""
+    """Yield the tensors of one module in one format; `stored` is as in `formats_of`, or None for its own type."""
     for name in module.names:
         if stored is None:
             yield Tensor(f"{name}.{module.weight}" if module.weight else name, module.dtype, module.shape)
@@ -266,6 +270,10 @@ def tensors_of(module: Module, stored: str | None, variant: Variant) -> Iterator
             yield Tensor(f"{name}.weight", "F8_E4M3", module.shape)
             yield Tensor(f"{name}.weight_scale", "F32", (), 0.01)
             yield Tensor(f"{name}.input_scale", "F32", (), 0.01)
+        elif stored == "FP8_BLOCK":
+            *front, rows, columns = module.shape
+            yield Tensor(f"{name}.weight", "F8_E4M3", module.shape)
+            yield Tensor(f"{name}.weight_scale_inv", "F32", (*front, -(-rows // 128), -(-columns // 128)), 0.01)
         else:
             yield from _nvfp4(name, module.shape, variant)
 

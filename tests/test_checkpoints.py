@@ -93,6 +93,8 @@ def test_variant_differs_from_its_neighbours_as_its_name_says(family: str, varia
             assert packed
             glue = any(".eh_proj." in tensor.name or tensor.name == "mtp.fc.weight" for tensor in packed)
             assert glue == (variant in {"all-nvfp4", "packed-glue"})
+        case "branch-fp8":
+            assert any(tensor.name.endswith(".weight_scale_inv") for tensor in branch)
         case _:
             assert not packed
     text = planned.config.get("text_config", planned.config)

@@ -8,6 +8,7 @@ cut where it begins. A family that a release does not know is left out of its fi
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
 import subprocess
@@ -130,11 +131,23 @@ def merge(answers: Mapping[str, Answer]) -> dict[str, Answer]:
     return dict(answers)
 
 
+def separate(merged: Mapping[str, Answer]) -> dict[str, Answer]:
+    """Undo `merge`: every case with its own table of built modules."""
+    answers = copy.deepcopy(dict(merged))
+    for case, answer in answers.items():
+        for role in ROLES:
+            if answer[role] is not None and isinstance(name := answer[role]["built"], str):
+                answer[role]["built"] = merged[f"{case.partition('/')[0]}/{name}"][role]["built"]
+    return answers
+
+
 def record(release: str, wanted: Sequence[tuple[str, str]], folder: Path) -> None:
-    """Ask one release for every case and write its golden file; checkpoints lie in `folder`."""
+    """Ask one release for the wanted cases and write them into its golden file; checkpoints lie in `folder`."""
     names = [f"{family}/{variant}" for family, variant in wanted]
     start = time.monotonic()
-    answers: dict[str, Answer] = {}
+    path = GOLDEN / f"vllm-{release}.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else {}
+    answers = separate(known)
     head: Answer = {}
     for name, found in zip(names, ask(release, [folder / name for name in names]), strict=True):
         if "broken" in found:
@@ -144,8 +157,8 @@ def record(release: str, wanted: Sequence[tuple[str, str]], folder: Path) -> Non
             continue
         answers[name] = {role: digest(found[role]) for role in ROLES}
     GOLDEN.mkdir(exist_ok=True)
-    content = {"engine": "vllm", "version": release, **head, "cases": merge(answers)}
-    path = GOLDEN / f"vllm-{release}.json"
+    ordered = {name: answers[name] for name in map("/".join, cases()) if name in answers}
+    content = {"engine": "vllm", "version": release, **head, "cases": merge(ordered)}
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     sys.stdout.write(f"{path.name}: {len(names)} cases in {time.monotonic() - start:.0f} s\n")
 
@@ -154,8 +167,9 @@ def main() -> None:
     """Build the tiny checkpoints once and record the releases on the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.record", description=main.__doc__)
     parser.add_argument("releases", nargs="+")
+    parser.add_argument("--only", action="append", help="record these variants alone and keep the rest of the file")
     options = parser.parse_args()
-    wanted = list(cases())
+    wanted = [case for case in cases() if options.only is None or case[1] in options.only]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for family, variant in wanted:
