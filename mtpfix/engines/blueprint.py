@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtpfix.facts import Table, covers, pick
@@ -34,7 +34,8 @@ class Planned:
     """One module an engine constructs.
 
     `places` are the names on disk it is fed from, stored or not; `prefix` is what the engine asks its lists,
-    `param` the parameter path its messages show, `root` that of its group; `index` the number of its layer.
+    `param` the parameter path its messages show, `root` that of its group; `index` the number of its layer, `absent`
+    whether nothing of that layer is stored.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Planned:
     unknown: Table | None
     partial_scalars: bool
     unfused: bool
+    absent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +105,13 @@ def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: 
         for index in _indices(alternatives, numbers, names):
             roots = [fill(template, numbers, index) for template in alternatives]
             root = next((root for root in roots if names.holds(root)), None)
+            empty = root is None
             if block["role"] == "draft" and any("k}" in template for template in alternatives):
                 layers_seen[index or 0] = "" if root is not None else layers_seen.get(index or 0, roots[0])
-            if root is None:
+            if empty and block["role"] == "target":
                 continue
-            modules += _modules(family, group, root, numbers, index, names, version)
+            found = _modules(family, group, root or roots[0], numbers, index, names, version)
+            modules += (replace(module, absent=True) for module in found) if empty else found
     absent = tuple((index, root) for index, root in layers_seen.items() if root)
     claimed = frozenset(place.module for module in modules for place in module.places)
     return Blueprint(tuple(modules), absent, claimed)

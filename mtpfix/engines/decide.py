@@ -161,7 +161,13 @@ class Decider:
             return self._mixed(prefix, layer)
         if layer != "experts" and any(part in prefix for part in self._fact("plain_name_parts")):
             return Decision(Format.BF16, Dialect.MODELOPT, because=self._sources("plain_name_parts"))
-        return Decision(FORMATS.get(self.lists.resolved.algo or "", Format.UNKNOWN), Dialect.MODELOPT, None, because)
+        return Decision(self._format(self.lists.resolved.algo or "", layer), Dialect.MODELOPT, None, because)
+
+    def _format(self, algorithm: str, layer: str) -> Format:
+        built = FORMATS.get(algorithm, Format.UNKNOWN)
+        if built is Format.NVFP4_A16 and layer == "experts" and not self._fact("weight_only_experts"):
+            return Format.NVFP4
+        return built
 
     def _mixed(self, prefix: str, layer: str) -> Decision:
         steps = MixedSteps(self._fact("mixed_spellings"), self._fact("mixed_siblings"), self._fact("mixed_parts"))
@@ -172,7 +178,7 @@ class Decider:
         known = self._fact("mixed_experts" if layer == "experts" else "mixed_linear")
         if match.scheme not in known:
             return Decision(Format.BF16, Dialect.MODELOPT, None, because)
-        return Decision(FORMATS.get(match.scheme or "", Format.UNKNOWN), Dialect.MODELOPT, None, because)
+        return Decision(self._format(match.scheme or "", layer), Dialect.MODELOPT, None, because)
 
     def _fp8(self, prefix: str, layer: str) -> Decision:
         because = self._sources("fused_name_listed")

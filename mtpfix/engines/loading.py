@@ -27,6 +27,7 @@ Kind = Literal[
     "quantized-into-plain",
     "other-format",
     "scale-missing",
+    "scale-partly-written",
     "scale-shape",
     "unknown-tensor",
     "weight-missing",
@@ -35,6 +36,7 @@ Kind = Literal[
     "fused-partly-listed",
     "declaration-refused",
     "class-broken",
+    "shard-absent",
 ]
 """Causes of events: a closed vocabulary that the rules read."""
 
@@ -54,9 +56,10 @@ class Loader:
     mismatch: Sequence[Table]
     experts_infix: str
     never_loaded: Table | None
+    layer_names: Mapping[str, str]
     takes: tuple[re.Pattern[str], ...]
     skips: tuple[re.Pattern[str], ...]
-    refuses_cache_scales: bool
+    cache_scales: Table
     mappers: Mapping[str, NameMapper]
 
     def looks_at(self, name: str) -> bool:
@@ -100,13 +103,17 @@ def load_module(module: Module, stored: Mapping[str, Stored], loader: Loader) ->
     planned = module.planned
     table = parameters_of(module.built, module.dialect)
     written: dict[str, int] = {}
-    present = [(place, _seen(item, loader)) for place in planned.places for item in variants(stored, place.module)]
+    seen = ((place, _seen(item, loader)) for place in planned.places for item in variants(stored, place.module))
+    present = [(place, item) for place, item in seen if item.parts]
     for place, item in present:
         kind = kind_of(item, module.built, module.dialect)
         for suffix, part in item.parts.items():
             if suffix in CACHE_SCALES:
-                if loader.refuses_cache_scales:
+                if loader.cache_scales["does"] == "refuse":
                     yield from _unknown(module, place, suffix, part, "same", loader)
+                elif loader.cache_scales["does"] != "skip":
+                    found = Unnamed("unknown-tensor", place.module, part.order[1], part.order[0], module.because)
+                    yield refuse(loader.cache_scales, {"name": part.order[1]}, loader, found)
                 continue
             if planned.layer == "norm":
                 written[suffix] = written.get(suffix, 0) + 1
@@ -117,7 +124,7 @@ def load_module(module: Module, stored: Mapping[str, Stored], loader: Loader) ->
                 continue
             written[suffix or "weight"] = written.get(suffix or "weight", 0) + 1
             yield from _copy(module, place, item, suffix, part, parameter, kind, loader)
-    yield from _unwritten(module, stored, present, table, written, loader)
+    yield from _unwritten(module, present, table, written, loader)
 
 
 def _seen(item: Stored, loader: Loader) -> Stored:
@@ -288,7 +295,6 @@ def _names(value: str | list[str]) -> list[str]:
 
 def _unwritten(
     module: Module,
-    stored: Mapping[str, Stored],
     present: Sequence[tuple[Place, Stored]],
     table: Mapping[str, Parameter],
     written: Mapping[str, int],
@@ -296,8 +302,10 @@ def _unwritten(
 ) -> Iterator[Event]:
     planned = module.planned
     order = (COMPLETE, f"{module.position:08d}", "")
-    missing = [place for place in planned.places if place.module not in stored]
-    if missing and not planned.optional and not planned.shared:
+    there = {place.module for place, _ in present}
+    missing = [place for place in planned.places if place.module not in there]
+    excused = planned.shared or planned.absent or (planned.optional and module.built.plain)
+    if missing and not excused:
         for place in missing:
             yield _silent("weight-missing", place.module, place.module, module, order)
     if planned.layer == "norm":
@@ -321,7 +329,7 @@ def _unwritten(
         and any(parameter.shape == "1" and parameter.needed for parameter in table.values())
     ):
         name = present[0][0].module
-        yield _silent("scale-missing", name, f"{name}.weight_scale_2", module, order)
+        yield _silent("scale-partly-written", name, f"{name}.weight_scale_2", module, order)
     scales = "weight_scale"
     if (
         loader.never_loaded is not None
@@ -339,7 +347,7 @@ def _unwritten(
             module=planned.places[0].module if planned.places else planned.prefix,
             tensor="",
             error=fact["does"],
-            text=_fill(fact["text"], name=planned.prefix),
+            text=_fill(fact["text"], name=loader.layer_names.get(planned.layer, planned.layer)),
             because=(*module.because, fact.get("source", "")),
             order=(AFTER, f"{module.position:08d}", ""),
         )

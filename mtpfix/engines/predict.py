@@ -38,6 +38,7 @@ from mtpfix.model import (
     Checkpoint,
     Declaration,
     Event,
+    Fault,
     ModelPrediction,
     MtpSummary,
     Outcome,
@@ -73,9 +74,17 @@ class Subject:
         return stored_modules(self.checkpoint.tensors)
 
     @cached_property
+    def loadable(self) -> Mapping[str, Stored]:
+        """Return the stored modules that engines get to see: where there is an index, only files it names."""
+        dropped = {shard.name for shard in self.checkpoint.shards if self.checkpoint.has_index and not shard.indexed}
+        if not dropped:
+            return self.stored
+        return stored_modules(tensor for tensor in self.checkpoint.tensors if tensor.shard not in dropped)
+
+    @cached_property
     def names(self) -> Names:
-        """Return the index of stored names."""
-        return Names(self.stored)
+        """Return the index of the names that engines get to see."""
+        return Names(self.loadable)
 
     @cached_property
     def numbers(self) -> Numbers | None:
@@ -89,7 +98,13 @@ class Subject:
             return MtpSummary(0, present=False, tensors=0)
         prefixes = branch_prefixes(self.family, self.numbers)
         count = sum(tensor.count for tensor in self.checkpoint.tensors if tensor.name.startswith(prefixes))
-        return MtpSummary(self.numbers.mtp if self.numbers.declared else 0, present=count > 0, tensors=count)
+        declared = self.numbers.mtp if self.numbers.declared else 0
+        return MtpSummary(declared, present=count > 0, tensors=count, prefixes=prefixes)
+
+    @property
+    def branch_is_loadable(self) -> bool:
+        """Return whether engines get to see any tensor of the branch."""
+        return any(module.startswith(self._branch) for module in self.loadable) if self._branch else False
 
     def in_branch(self, module: str) -> bool:
         """Return whether a module, by its name on disk, belongs to the MTP branch."""
@@ -217,8 +232,13 @@ def _loader(family: Family, block: Table, engine: Engine, version: str, numbers:
         takes=tuple(_patterns(block, "takes", version, numbers)),
         skips=tuple(_patterns(block, "skips", version, numbers)),
         mappers={name: from_toml(table) for name, table in family.table.get("mappers", {}).items()},
-        refuses_cache_scales=pick(block.get("cache_scales", "skip"), version) == "refuse",
+        cache_scales=_as_table(pick(block.get("cache_scales", "skip"), version)),
+        layer_names=engine.fact("layer_names", version)[0] or {},
     )
+
+
+def _as_table(value: Any) -> Table:
+    return value if isinstance(value, dict) else {"does": value}
 
 
 def _patterns(block: Table, key: str, version: str, numbers: Numbers) -> Iterator[re.Pattern[str]]:
@@ -253,11 +273,14 @@ def _simulate(
         if planned.layer != "norm":
             built.append(Built(names, planned.prefix, planned.layer, decision.format, because, decision.entry))
         events += load_module(
-            Module(planned, decision.format, decision.dialect, because, position), subject.stored, loader
+            Module(planned, decision.format, decision.dialect, because, position), subject.loadable, loader
         )
     events += _leftovers(subject, blueprint, loader)
+    events += _absent_shards(subject.checkpoint, engine, version)
     events += _absent_layers(blueprint, loader, numbers)
     events += _incomplete(events, loader, resolved.method or "", numbers)
+    if resolved.method is None:
+        events += _unquantized(events, engine, version)
     return _verdict(role, tuple(built), events)
 
 
@@ -291,7 +314,7 @@ def _leftovers(subject: Subject, blueprint: Blueprint, loader: Loader) -> Iterat
     paths = frozenset(
         path for planned in blueprint.modules for path in accumulate(planned.param.split("."), "{}.{}".format)
     )
-    for item in subject.stored.values():
+    for item in subject.loadable.values():
         module = item.module
         if module in blueprint.claimed:
             continue
@@ -300,7 +323,8 @@ def _leftovers(subject: Subject, blueprint: Blueprint, loader: Loader) -> Iterat
                 continue
             if is_excepted(name, loader.unknown) or suffix in CACHE_SCALES:
                 continue
-            path = _cut(name, loader.unknown, paths) if loader.unknown.get("cut") else name
+            path = loader.mappers[loader.unknown["renames"]].map(name) if "renames" in loader.unknown else name
+            path = _cut(path or name, loader.unknown, paths) if loader.unknown.get("cut") else path or name
             words = {"name": path, "prefix": module, "tensor": name, "below": suffix}
             found = Unnamed("unknown-tensor", module, name, item.parts[suffix].order[0], ())
             yield refuse(loader.unknown, words, loader, found)
@@ -316,6 +340,27 @@ def _cut(name: str, fact: Table, paths: frozenset[str]) -> str:
         if not any(path == beginning or path.endswith(f".{beginning}") for path in paths):
             return root + beginning if name.startswith(root) else beginning
     return name
+
+
+def _absent_shards(checkpoint: Checkpoint, engine: Engine, version: str) -> Iterator[Event]:
+    """Yield what an engine does when the index names files that are not there."""
+    fact, source = engine.fact("index_shard_absent", version)
+    for problem in checkpoint.problems:
+        if problem.fault is Fault.SHARD_ABSENT and fact and fact["does"] != "silent":
+            text = str(fact["text"]).replace("{files}", "{…}")
+            order = (CONSTRUCT, "~", "")
+            yield Event("shard-absent", Outcome.CRASH, "", "", fact["does"], text, (source,), order)
+            return
+
+
+def _unquantized(events: Sequence[Event], engine: Engine, version: str) -> Iterator[Event]:
+    """Yield what an engine raises for parameters without a tensor where the model counts as unquantized."""
+    fact, source = engine.fact("missing_parameters_unquantized", version)
+    first = next((event for event in events if event.kind in ("layer-absent", "weight-missing")), None)
+    if fact and fact["does"] != "silent" and first is not None:
+        text = str(fact["text"]).replace("{names}", "{…}")
+        order = (COMPLETE, "~~", "")
+        yield Event(first.kind, Outcome.CRASH, first.module, "", fact["does"], text, (source,), order)
 
 
 def _absent_layers(blueprint: Blueprint, loader: Loader, numbers: Numbers) -> Iterator[Event]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mtpfix.engines import resolve_requests
 from mtpfix.engines.predict import Subject
 from mtpfix.fix.suggest import suggest
-from mtpfix.model import Checkpoint, Report
+from mtpfix.model import Checkpoint, Fault, Report
 from mtpfix.rules import run
 from mtpfix.rules.context import Context, Scalars
 
@@ -29,5 +29,13 @@ def judge(checkpoint: Checkpoint, engines: Sequence[str] | None = None, scalars:
         stored=subject.stored,
         engines=context.engine_reports(),
         findings=findings,
-        complete=not checkpoint.unread,
+        complete=is_complete(checkpoint),
     )
+
+
+def is_complete(checkpoint: Checkpoint) -> bool:
+    """Return whether everything was read that a verdict rests on: every shard, the index, and the configuration."""
+    faults = {problem.fault for problem in checkpoint.problems}
+    lost_index = Fault.INDEX_UNREADABLE in faults and not checkpoint.has_index
+    lost_config = Fault.CONFIG_UNREADABLE in faults and not checkpoint.config
+    return not (checkpoint.unread or lost_index or lost_config)

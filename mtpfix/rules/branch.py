@@ -26,9 +26,9 @@ def mtp_absent(context: Context, this: Rule) -> Iterator[Finding]:
     declared = context.subject.numbers.mtp if context.subject.numbers else 0
     for group in bundle(context, found):
         says = "loads it all the same and drafts from uninitialised weights" if group.silent else "refuses to load"
-        amount = (
-            "no tensor of the branch is stored" if not mtp.present else f"{len(group.modules)} of them have no tensor"
-        )
+        amount = f"{len(group.modules)} of them have no tensor" if mtp.present else "no tensor of the branch is stored"
+        if mtp.present and not context.subject.branch_is_loadable:
+            amount = "its tensors lie in a file that the index does not name"
         message = f"config.json declares {declared} MTP layer{'s' * (declared != 1)}, but {amount}; the engine {says}."
         yield finding(context, this, group, message)
     if declared and mtp.declared and not mtp.present and not found:

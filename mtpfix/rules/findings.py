@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from mtpfix.checkpoint.names import describe_names
+from mtpfix.checkpoint.names import collapse_names
 from mtpfix.model import Confidence, Finding, Outcome, Role, Severity
 from mtpfix.rules.context import Context, Occurrence, Release
 from mtpfix.rules.registry import Rule
@@ -81,7 +81,7 @@ def finding(context: Context, rule: Rule, group: Bundle, message: str, *, severi
         name=rule.name,
         severity=severity or rule.severity,
         confidence=confidence_of(group.releases),
-        module=describe_names(group.modules),
+        module=pattern_of(group.modules),
         count=count_modules(context, group.modules),
         engines=context.ranges(group.releases),
         stored=group.stored,
@@ -91,6 +91,16 @@ def finding(context: Context, rule: Rule, group: Bundle, message: str, *, severi
         evidence=tuple(source for source in event.because if source),
         role=group.role,
     )
+
+
+MOST_PATTERNS = 6
+
+
+def pattern_of(modules: Sequence[str]) -> str:
+    """Return module names written as few patterns, the largest first: `mtp.layers.0.mlp.{gate,up}_proj, mtp.fc`."""
+    patterns = sorted(collapse_names(modules), key=lambda pattern: -pattern.count)
+    texts = [pattern.text for pattern in patterns[:MOST_PATTERNS]]
+    return ", ".join([*texts, "…"] if len(patterns) > MOST_PATTERNS else texts)
 
 
 def confidence_of(releases: Sequence[Release]) -> Confidence:

@@ -14,7 +14,7 @@ def _problems(context: Context, this: Rule, *faults: Fault) -> Iterator[Finding]
     for problem in context.checkpoint.problems:
         if problem.fault in faults:
             module = (problem.names or problem.files or ("",))[0]
-            hint = f" {problem.hint.rstrip('.')}." if problem.hint else ""
+            hint = f" {problem.hint[0].upper()}{problem.hint[1:].rstrip('.')}." if problem.hint else ""
             yield plain_finding(this, f"{problem.message.rstrip('.')}.{hint}", module=module, count=problem.count)
 
 

@@ -6,10 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from mtpfix.checkpoint.names import collapse_numbers, describe_names
+from mtpfix.checkpoint.names import collapse_numbers
 from mtpfix.model import Finding, Outcome, Severity
 from mtpfix.rules.context import Context, occurrences
-from mtpfix.rules.findings import bundle, finding, plain_finding
+from mtpfix.rules.findings import bundle, finding, pattern_of, plain_finding
 from mtpfix.rules.registry import Rule, rule
 
 GLOBAL_SCALES = ("weight_scale_2", "weight_global_scale")
@@ -65,8 +65,20 @@ def scale_odd(context: Context, this: Rule) -> Iterator[Finding]:
                 sentences_by_text[text].append(name)
     for text, names in sentences_by_text.items():
         yield plain_finding(
-            this, f"{text.rstrip('.')}.", module=describe_names(names), count=len(names), severity=Severity.WARNING
+            this, f"{text.rstrip('.')}.", module=pattern_of(names), count=len(names), severity=Severity.WARNING
         )
+
+
+@rule("MTP304", "scale-partly-written", Severity.WARNING)
+def scale_partly_written(context: Context, this: Rule) -> Iterator[Finding]:
+    """The engine writes a fused layer's global scales only in part and leaves the rest uninitialised.
+
+    A defect of the release, not of the checkpoint: the harm depends on what memory held.
+
+    Repair: none in the checkpoint; use another release, or store the layer in 16 bits.
+    """
+    for group in bundle(context, occurrences(context, ["scale-partly-written"])):
+        yield finding(context, this, group, "This release leaves some slots of the layer's global scales unwritten.")
 
 
 @rule("MTP303", "fused-scales-differ", Severity.WARNING)
@@ -89,7 +101,7 @@ def fused_scales_differ(context: Context, this: Rule) -> Iterator[Finding]:
     for parts, (ratio, names, count) in worst.items():
         shown = "infinitely" if math.isinf(ratio) else f"up to {ratio:.3g}:1"
         message = f"The global scales of {parts} differ {shown} in {count} fused layers."
-        yield plain_finding(this, message, module=describe_names(names), count=count)
+        yield plain_finding(this, message, module=pattern_of(names), count=count)
 
 
 def fused_groups(context: Context) -> list[tuple[str, ...]]:
