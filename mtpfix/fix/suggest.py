@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from mtpfix.checkpoint.names import describe_names
 from mtpfix.engines.blueprint import SLOTS
 from mtpfix.families import branch_prefixes
 from mtpfix.model import Declaration, Finding, Fix, Operation, Outcome, Role, Stored
@@ -32,6 +33,11 @@ def suggest(context: Context, findings: Sequence[Finding]) -> tuple[Finding, ...
             if key not in entries:
                 entries[key] = tuple(_exclude(context, *key))
             fixes = (*entries[key], *_quantize(context, found))
+        elif found.rule == "MTP207":
+            key = ("quantized-into-plain", found.role)
+            if key not in entries:
+                entries[key] = tuple(_remove(context, found.role))
+            fixes = (*entries[key], *_dequantize(context, found))
         else:
             fixes = tuple(_REPAIRS[found.rule](context, found)) if found.rule in _REPAIRS else ()
         done.append(replace(found, fixes=fixes))
@@ -215,27 +221,23 @@ def _dequantize(context: Context, found: Finding) -> Iterator[Fix]:
     yield Fix("dequantize these tensors to BF16", safe=True, operations=operations, bytes_written=size)
 
 
-def _narrow(context: Context, found: Finding) -> Iterator[Fix]:
-    entries = {
-        one.built.excluded_by
-        for one in occurrences(context, ["quantized-into-plain"])
-        if one.built is not None and one.built.excluded_by and one.role == found.role
-    }
-    written_as = [
-        entry
-        for block in _list_blocks(context)
-        for entry in block.excludes
-        if entry in entries or entry.rstrip("*.") in entries
-    ]
-    for entry in dict.fromkeys(written_as):
-        before = _bad(context.releases)
-        after = _bad(context.try_declarations(with_entries(context, (), [entry])))
-        if after < before:
-            files = [block.file for block in _list_blocks(context) if entry in block.excludes]
-            operations = tuple(Operation("remove-entry", file, entry) for file in files)
-            size = sum(file_bytes(context, file) for file in dict.fromkeys(files))
-            yield Fix(f"remove {entry} from the list", safe=True, operations=operations, bytes_written=size)
-    yield from _dequantize(context, found)
+def _remove(context: Context, role: Role | None) -> Iterator[Fix]:
+    """Offer to take out the entries that exclude quantized modules, where nothing else then becomes worse."""
+    mine = [one for one in occurrences(context, ["quantized-into-plain"]) if one.role == role and one.built]
+    entries = list(dict.fromkeys(one.built.excluded_by for one in mine if one.built and one.built.excluded_by))
+    before = _bad(context.releases)
+    after = _bad(context.try_declarations(with_entries(context, (), entries)))
+    if entries and after < before:
+        blocks = _list_blocks(context)
+        operations = tuple(
+            Operation("remove-entry", block.file, entry)
+            for block in blocks
+            for entry in entries
+            if entry in block.excludes
+        )
+        size = sum(file_bytes(context, file) for file in dict.fromkeys(operation.file for operation in operations))
+        title = f"remove {describe_names(entries)} from the list"
+        yield Fix(title, safe=True, operations=operations, bytes_written=size)
 
 
 def _graft_modules(context: Context, found: Finding) -> Iterator[Fix]:
@@ -363,7 +365,6 @@ _REPAIRS: dict[str, Callable[[Context, Finding], Iterator[Fix]]] = {
     "MTP103": _extend_arrays,
     "MTP104": _graft_modules,
     "MTP203": _dequantize,
-    "MTP207": _narrow,
     "MTP303": _share_scale,
     "MTP401": _synchronise,
     "MTP402": _drop_block,

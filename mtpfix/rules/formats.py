@@ -150,7 +150,8 @@ def excluded_but_quantized(context: Context, this: Rule) -> Iterator[Finding]:
     Repair: narrow or remove the entry, or dequantize the tensors.
     """
     found = (one for one in occurrences(context, ["quantized-into-plain"]) if one.built and one.built.excluded_by)
-    for group in bundle(context, found, lambda one: (one.built.excluded_by or "") if one.built else ""):
-        entry = group.newest.built.excluded_by if group.newest.built else ""
-        message = f"Entry {entry} excludes it, but it is stored {group.stored}; {_then(group)}."
+    for group in bundle(context, found):
+        entries = dict.fromkeys(one.built.excluded_by or "" for one in group.occurrences if one.built)
+        excluded = "excludes it" if len(entries) == 1 else "exclude them"
+        message = f"{describe_names(entries)} {excluded}, but stored is {group.stored}; {_then(group)}."
         yield finding(context, this, group, message)
