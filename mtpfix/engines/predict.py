@@ -76,7 +76,8 @@ class Subject:
     @cached_property
     def loadable(self) -> Mapping[str, Stored]:
         """Return the stored modules that engines get to see: where there is an index, only files it names."""
-        dropped = {shard.name for shard in self.checkpoint.shards if self.checkpoint.has_index and not shard.indexed}
+        shards = self.checkpoint.shards if self.checkpoint.has_index else ()
+        dropped = {shard.name for shard in shards if shard.tensors and not shard.indexed}
         if not dropped:
             return self.stored
         return stored_modules(tensor for tensor in self.checkpoint.tensors if tensor.shard not in dropped)
