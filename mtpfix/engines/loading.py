@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mtpfix.checkpoint.stored import variants
@@ -57,16 +57,17 @@ class Loader:
     experts_infix: str
     never_loaded: Table | None
     layer_names: Mapping[str, str]
-    takes: tuple[re.Pattern[str], ...]
-    skips: tuple[re.Pattern[str], ...]
+    takes: re.Pattern[str] | None
+    skips: re.Pattern[str] | None
     cache_scales: Table
     mappers: Mapping[str, NameMapper]
+    uneventful: set[object] = field(default_factory=set)
 
     def looks_at(self, name: str) -> bool:
         """Return whether this loader looks at a tensor of this name, rather than dropping it without a word."""
-        if any(pattern.search(name) for pattern in self.skips):
+        if self.skips is not None and self.skips.search(name):
             return False
-        return not self.takes or any(pattern.search(name) for pattern in self.takes)
+        return self.takes is None or self.takes.search(name) is not None
 
 
 def shard_key(shard: str) -> str:
@@ -101,10 +102,42 @@ class Module:
 def load_module(module: Module, stored: Mapping[str, Stored], loader: Loader) -> Iterator[Event]:
     """Yield what happens to one module: mismatches and unknown tensors while loading, then what stayed unwritten."""
     planned = module.planned
-    table = parameters_of(module.built, module.dialect)
-    written: dict[str, int] = {}
     seen = ((place, _seen(item, loader)) for place in planned.places for item in variants(stored, place.module))
     present = [(place, item) for place, item in seen if item.parts]
+    alike = _likeness(module, present)
+    if alike in loader.uneventful:
+        return
+    events = list(_load(module, present, loader))
+    if not events:
+        loader.uneventful.add(alike)
+    yield from events
+
+
+def _likeness(module: Module, present: Sequence[tuple[Place, Stored]]) -> object:
+    """Return what loading a module depends on but its names: layers of one kind are loaded alike."""
+    planned = module.planned
+    return (
+        planned.name,
+        planned.layer,
+        len(planned.places),
+        planned.absent,
+        module.built,
+        module.dialect,
+        tuple((place.slot, item.format, item.dialect, item.shape, _whole(item)) for place, item in present),
+    )
+
+
+def _whole(item: Stored) -> tuple[object, ...]:
+    return tuple(
+        (suffix, part.dtype, part.shape, part.experts is item.experts or part.experts == item.experts)
+        for suffix, part in item.parts.items()
+    )
+
+
+def _load(module: Module, present: Sequence[tuple[Place, Stored]], loader: Loader) -> Iterator[Event]:
+    planned = module.planned
+    table = parameters_of(module.built, module.dialect)
+    written: dict[str, int] = {}
     for place, item in present:
         kind = kind_of(item, module.built, module.dialect)
         for suffix, part in item.parts.items():

@@ -230,8 +230,8 @@ def _loader(family: Family, block: Table, engine: Engine, version: str, numbers:
         mismatch=[row for row in engine.table.get("mismatch", ()) if covers(row["versions"], version)],
         experts_infix=engine.fact("experts_infix", version)[0] or "",
         never_loaded=engine.fact("scale_never_loaded", version)[0] or None,
-        takes=tuple(_patterns(block, "takes", version, numbers)),
-        skips=tuple(_patterns(block, "skips", version, numbers)),
+        takes=_pattern(block, "takes", version, numbers),
+        skips=_pattern(block, "skips", version, numbers),
         mappers={name: from_toml(table) for name, table in family.table.get("mappers", {}).items()},
         cache_scales=_as_table(pick(block.get("cache_scales", "skip"), version)),
         layer_names=engine.fact("layer_names", version)[0] or {},
@@ -242,13 +242,13 @@ def _as_table(value: Any) -> Table:
     return value if isinstance(value, dict) else {"does": value}
 
 
-def _patterns(block: Table, key: str, version: str, numbers: Numbers) -> Iterator[re.Pattern[str]]:
+def _pattern(block: Table, key: str, version: str, numbers: Numbers) -> re.Pattern[str] | None:
+    """Return one pattern for all regular expressions under a key, None where there is none."""
+    found: list[str] = []
     for template in pick(block.get(key, ()), version) or ():
-        if "{N+k}" in template or "{k}" in template:
-            for index in range(numbers.mtp):
-                yield re.compile(fill(template, numbers, index))
-        else:
-            yield re.compile(fill(template, numbers))
+        layers = range(numbers.mtp) if "{N+k}" in template or "{k}" in template else (None,)
+        found += (fill(template, numbers, index) for index in layers)
+    return re.compile("|".join(f"(?:{one})" for one in found)) if found else None
 
 
 def _simulate(

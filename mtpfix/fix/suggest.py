@@ -349,9 +349,15 @@ def _reindex(context: Context, _: Finding) -> Iterator[Fix]:
 
 
 def _extend_arrays(context: Context, found: Finding) -> Iterator[Fix]:
-    operation = (Operation("extend-array", CONFIG, found.module),)
-    title = f"extend {found.module} to the MTP layers, as in the base model's config.json"
-    yield Fix(title, safe=False, operations=operation, bytes_written=file_bytes(context, CONFIG))
+    numbers = context.subject.numbers
+    if numbers is None:
+        return
+    keys = _modules_of(context, found, ["array-short"])
+    short = [key for key in keys if len(numbers.decoder.get(key) or ()) < numbers.layers + numbers.mtp]
+    if short:
+        operations = tuple(Operation("extend-array", CONFIG, key) for key in short)
+        title = f"extend {', '.join(short)} to the MTP layers, as in the base model's config.json"
+        yield Fix(title, safe=False, operations=operations, bytes_written=file_bytes(context, CONFIG))
 
 
 def _share_scale(_: Context, found: Finding) -> Iterator[Fix]:

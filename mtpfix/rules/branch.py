@@ -68,6 +68,8 @@ def per_layer_array_short(context: Context, this: Rule) -> Iterator[Finding]:
         needed = numbers.layers + numbers.mtp if numbers else 0
         have = {name: len(numbers.decoder.get(name) or ()) for name in group.modules} if numbers else {}
         message = f"{names}: {', '.join(map(str, have.values()))} entries, but {needed} layers are indexed."
+        if have and min(have.values()) >= needed:
+            message = f"{names} covers all {needed} layers, but the engine cuts off what lies behind the decoder's."
         yield finding(context, this, group, message)
 
 

@@ -83,6 +83,8 @@ class Context:
     def _keys(self) -> Mapping[tuple[str, str], str]:
         return {
             (request.engine.name, version): knowledge_key(self.subject, request.engine, version)
+            if len(request.releases) > 1
+            else ""
             for request in self.requests
             for version in request.releases
         }

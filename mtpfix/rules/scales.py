@@ -140,7 +140,7 @@ def _disagreement(context: Context, group: Sequence[str]) -> tuple[float, int]:
 
 
 def _alike(context: Context, group: Sequence[str]) -> bool:
-    """Return whether the global scales of a group are equal, number for number: the common case, told without a loop."""
+    """Return whether the global scales of a group are equal, number for number: the common case, told fast."""
     first, *others = (
         [
             (tensor.experts, values)
