@@ -1,6 +1,6 @@
 """How long a checkpoint of 160 files and 180,000 tensors takes: ours against `safetensors.safe_open`, in one process.
 
-The checkpoint has the names, shapes and index of DeepSeek-R1-NVFP4 and a list that excludes its branch, in sparse files.
+The checkpoint has the names, shapes and index of DeepSeek-R1-NVFP4 and a list that excludes its branch: sparse files.
 The peer opens each file and asks each tensor for its dtype and shape; it knows no index, no configuration, no scales.
 
     python benchmarks/local_scan.py [--json] [--repeat N] [--folder FOLDER]

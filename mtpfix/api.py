@@ -5,6 +5,7 @@ Heavy imports happen inside the functions, so that importing this is cheap.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,8 +34,14 @@ def scan(
     from mtpfix.fix import judge
 
     resolve_requests(engines)  # a request that makes no sense is refused before anything is read
-    checkpoint = open_checkpoint(ref, progress=progress)
-    return judge(checkpoint, engines, partial(read_scalars, checkpoint))
+    collecting = gc.isenabled()
+    gc.disable()  # a scan makes hundreds of thousands of objects and no cycles: looking for some costs time for nothing
+    try:
+        checkpoint = open_checkpoint(ref, progress=progress)
+        return judge(checkpoint, engines, partial(read_scalars, checkpoint))
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def choose_rules(report: Report, select: Sequence[str], ignore: Sequence[str]) -> Report:
