@@ -1,0 +1,462 @@
+"""Every rule has a checkpoint on which it fires and a near miss on which it is silent; nothing fires without cause."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtpfix import Report, scan
+from mtpfix.engines import load
+from mtpfix.model import Finding, Severity, Verdict
+from mtpfix.rules import all_rules, find
+from tests.checkpoints import FAMILIES, VARIANTS, Tensor, build, flat, plan, tensors_of, write, write_shard
+
+NEWEST = f"vllm=={load('vllm').releases[-1]}"
+CONFIG = "config.json"
+HF_QUANT = "hf_quant_config.json"
+INDEX = "model.safetensors.index.json"
+FIRST = "model-00001-of-00002.safetensors"
+LAST = "model-00002-of-00002.safetensors"
+PROJECTIONS = "model.language_model.layers.0.mlp"
+Change = Callable[[Path], object]
+
+
+# ------------------------------------------------------------------------------------------- changes to a folder
+
+
+def keep(_: Path) -> None:
+    """Leave a checkpoint as it was built."""
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object], file: str = CONFIG) -> None:
+    content = json.loads((folder / file).read_text())
+    change(content)
+    (folder / file).write_text(json.dumps(content))
+
+
+def in_config(change: Callable[[dict[str, Any]], object]) -> Change:
+    return lambda folder: edit(folder, change)
+
+
+def in_index(change: Callable[[dict[str, Any]], object]) -> Change:
+    return lambda folder: edit(folder, change, INDEX)
+
+
+def in_block(**values: object) -> Change:
+    return in_config(lambda config: config["quantization_config"].update(values))
+
+
+def headers(path: Path) -> tuple[dict[str, Any], bytes]:
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def change_header(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    header, body = headers(path)
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def shard_of(folder: Path, name: str) -> Path:
+    index = json.loads((folder / INDEX).read_text())
+    return folder / str(index["weight_map"][name])
+
+
+def fill(folder: Path, name: str, value: float) -> None:
+    """Write a float32 tensor of one element."""
+    path = shard_of(folder, name)
+    header, body = headers(path)
+    begin = header[name]["data_offsets"][0]
+    changed = bytearray(path.read_bytes())
+    place = len(changed) - len(body) + begin
+    changed[place : place + 4] = struct.pack("<f", value)
+    path.write_bytes(changed)
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    """Rename a tensor in its shard and in the index, its size and place unchanged."""
+    change_header(shard_of(folder, old), lambda header: header.update({new: header.pop(old)}))
+    edit(folder, lambda index: index["weight_map"].update({new: index["weight_map"].pop(old)}), INDEX)
+
+
+def drop(folder: Path, name: str) -> None:
+    """Take a tensor out of its shard, data and all, and out of the index."""
+    path = shard_of(folder, name)
+    header, body = headers(path)
+    begin, end = header.pop(name)["data_offsets"]
+    for tensor, entry in header.items():
+        if tensor != "__metadata__":
+            entry["data_offsets"] = [at - (end - begin) * (at >= end) for at in entry["data_offsets"]]
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body[:begin] + body[end:])
+
+    def forget(index: dict[str, Any]) -> None:
+        del index["weight_map"][name]
+        index["metadata"]["total_size"] -= end - begin
+
+    edit(folder, forget, INDEX)
+
+
+def add_shard(folder: Path, file: str, names: list[str], *, indexed: list[str]) -> None:
+    """Write one more shard of BF16 tensors, of which the index names some."""
+    size = write_shard(folder / file, [Tensor(name, "BF16", (4, 8)) for name in names])
+
+    def place(index: dict[str, Any]) -> None:
+        index["weight_map"].update(dict.fromkeys(indexed, file))
+        index["metadata"]["total_size"] += size
+
+    edit(folder, place, INDEX)
+
+
+def without_mtp_keys(folder: Path) -> None:
+    edit(folder, lambda config: config.pop("num_nextn_predict_layers"))
+
+
+def disagree(folder: Path) -> None:
+    edit(folder, lambda content: content["quantization"]["exclude_modules"].append("model.layers.1.mlp*"), HF_QUANT)
+
+
+def reorder(folder: Path) -> None:
+    edit(folder, lambda content: content["quantization"]["exclude_modules"].reverse(), HF_QUANT)
+
+
+def nest(excludes: list[str] | None) -> Change:
+    """Put a copy of the block into text_config, its list replaced or (None) equal."""
+
+    def change(config: dict[str, Any]) -> None:
+        block = dict(config["quantization_config"])
+        config["text_config"]["quantization_config"] = block if excludes is None else block | {"ignore": excludes}
+
+    return in_config(change)
+
+
+def exclude(*entries: str) -> Change:
+    """Add entries to both lists."""
+
+    def change(folder: Path) -> None:
+        edit(folder, lambda config: config["quantization_config"]["ignore"].extend(entries))
+        edit(folder, lambda content: content["quantization"]["exclude_modules"].extend(entries), HF_QUANT)
+
+    return change
+
+
+def differ(folder: Path) -> None:
+    fill(folder, f"{PROJECTIONS}.up_proj.weight_scale_2", 0.04)
+
+
+def differ_outside_a_fused_layer(folder: Path) -> None:
+    fill(folder, f"{PROJECTIONS}.down_proj.weight_scale_2", 0.04)
+
+
+def reshape_scale(folder: Path) -> None:
+    name = f"{PROJECTIONS}.down_proj.weight_scale"
+
+    def flatten(header: dict[str, Any]) -> None:
+        rows, columns = header[name]["shape"]
+        header[name]["shape"] = [rows * columns]
+
+    change_header(shard_of(folder, name), flatten)
+
+
+def declare_modelopt(folder: Path) -> None:
+    block = flat("NVFP4", ["lm_head", "mtp*", "*visual*", "*linear_attn*", "*self_attn*"])
+    edit(folder, lambda config: config.update(quantization_config=block))
+
+
+def pack_linear_attention(folder: Path) -> None:
+    """Store the two wide input projections of linear attention as NVFP4, and list them no more."""
+    packed = ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z")
+    excludes = ["lm_head", "mtp*", "model.visual*", "*self_attn*"]
+    excludes += [f"*linear_attn.{name}" for name in ("conv1d", "in_proj_a", "in_proj_b", "out_proj", "in_proj_ba")]
+    planned = plan("qwen3_5", "excluded-glob", excludes=excludes)
+    groups = tuple(
+        tuple(tensors_of(module, "NVFP4", VARIANTS["excluded-glob"])) if module.name.endswith(packed) else group
+        for module, group in zip(planned.modules, planned.groups, strict=True)
+    )
+    shutil.rmtree(folder)
+    write(folder, replace(planned, groups=groups))
+
+
+def truncate(folder: Path) -> None:
+    (folder / FIRST).write_bytes((folder / FIRST).read_bytes()[:100])
+
+
+def swap_places(index: dict[str, Any]) -> None:
+    index["weight_map"]["mtp.fc.weight"] = FIRST
+
+
+def replace_by_pointer(text: str) -> Change:
+    return lambda folder: (folder / LAST).write_text(text)
+
+
+def misspell(name: str) -> Change:
+    return lambda folder: rename(folder, "mtp.norm.weight", name)
+
+
+# --------------------------------------------------------------------------------------------------- the pairs
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny checkpoint, a change to it, and the releases it is judged for."""
+
+    family: str
+    variant: str
+    change: Change = keep
+    engine: str = NEWEST
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+GOOD = Case("qwen3_5", "excluded-glob")
+
+
+def good(change: Change, engine: str = NEWEST) -> Case:
+    return Case(GOOD.family, GOOD.variant, change, engine)
+
+
+def delete(file: str) -> Change:
+    return lambda folder: (folder / file).unlink()
+
+
+PAIRS: dict[str, tuple[Case, Case]] = {
+    "MTP101": (Case("qwen3_5", "missing"), Case("qwen3_5", "no-mtp")),
+    "MTP102": (Case("glm4_moe", "excluded-glob", without_mtp_keys), Case("glm4_moe", "no-mtp")),
+    "MTP103": (Case("step3p7", "short-arrays"), Case("step3p7", "layer-arrays")),
+    "MTP104": (
+        good(lambda folder: drop(folder, "mtp.layers.0.mlp.down_proj.weight")),
+        Case("qwen3_5", "missing"),
+    ),
+    "MTP201": (Case("qwen3_5", "nothing-excluded"), Case("qwen3_5", "excluded-engine")),
+    "MTP202": (Case("glm4_moe", "excluded-exact"), Case("glm4_moe", "excluded-glob")),
+    "MTP203": (Case("qwen3_5", "packed-glue"), Case("qwen3_5", "branch-nvfp4")),
+    "MTP204": (Case("deepseek_v3", "published"), Case("deepseek_v3", "excluded-exact")),
+    "MTP205": (
+        Case("qwen3_5", "compressed-tensors", declare_modelopt),
+        Case("qwen3_5", "compressed-tensors"),
+    ),
+    "MTP206": (good(misspell("mtp.nrom.weight")), GOOD),
+    "MTP207": (Case("qwen3_5", "listed-packed"), Case("qwen3_5", "branch-nvfp4")),
+    "MTP301": (Case("qwen3_5", "no-input-scale"), Case("qwen3_5", "weights-only")),
+    "MTP302": (good(reshape_scale), GOOD),
+    "MTP303": (good(differ), good(differ_outside_a_fused_layer)),
+    "MTP304": (good(pack_linear_attention, "vllm==0.19.1"), good(pack_linear_attention)),
+    "MTP401": (good(disagree), good(reorder)),
+    "MTP402": (good(nest(["lm_head"])), good(nest(None))),
+    "MTP403": (good(in_block(quant_algo="NVFP5")), GOOD),
+    "MTP404": (
+        Case("qwen3_5", "weights-only", engine="vllm==0.19.1"),
+        Case("qwen3_5", "weights-only"),
+    ),
+    "MTP405": (good(exclude("mtp.layer.0*")), good(exclude("mtp.layers.0*"))),
+    "MTP501": (good(delete(LAST)), GOOD),
+    "MTP502": (
+        good(lambda folder: add_shard(folder, "mtp.safetensors", ["mtp.extra.weight"], indexed=[])),
+        good(lambda folder: write_shard(folder / "README.txt", [])),
+    ),
+    "MTP503": (good(in_index(lambda index: index["weight_map"].update(ghost=LAST))), GOOD),
+    "MTP504": (good(in_index(lambda index: index["weight_map"].pop("mtp.fc.weight"))), GOOD),
+    "MTP505": (good(in_index(swap_places)), GOOD),
+    "MTP506": (
+        good(lambda folder: add_shard(folder, "model-extra.safetensors", ["mtp.fc.weight", "a"], indexed=["a"])),
+        good(lambda folder: add_shard(folder, "model-extra.safetensors", ["b", "a"], indexed=["b", "a"])),
+    ),
+    "MTP507": (
+        good(in_index(lambda index: index["metadata"].update(total_size=index["metadata"]["total_size"] + 1))),
+        good(in_index(lambda index: index.pop("metadata"))),
+    ),
+    "MTP508": (good(in_index(lambda index: index["weight_map"].update(x="../x.safetensors"))), GOOD),
+    "MTP509": (good(truncate), GOOD),
+    "MTP510": (good(replace_by_pointer(POINTER)), good(replace_by_pointer("not a shard"))),
+    "MTP511": (good(misspell("mtp.\u202enorm.weight")), good(misspell("mtp.n\u00f6rm.weight"))),
+    "MTP601": (
+        good(in_config(lambda config: config.update(architectures=["NobodyForCausalLM"]))),
+        GOOD,
+    ),
+    "MTP602": (Case("step3p5", "compressed-tensors"), Case("step3p7", "excluded-glob")),
+    "MTP603": (Case("qwen3_5", "excluded-glob", engine="vllm==0.11.2"), GOOD),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fixtures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Build each unchanged checkpoint once."""
+    root = tmp_path_factory.mktemp("tiny")
+
+    def made(family: str, variant: str) -> Path:
+        folder = root / family / variant
+        if not folder.exists():
+            build(folder, family, variant)
+        return folder
+
+    return made
+
+
+Fixtures = Callable[[str, str], Path]
+
+
+def judge(case: Case, fixtures: Fixtures, folder: Path) -> Report:
+    copy = folder / "model"
+    shutil.copytree(fixtures(case.family, case.variant), copy)
+    case.change(copy)
+    return scan(copy, engines=[case.engine])
+
+
+def of(report: Report, code: str) -> list[Finding]:
+    return [finding for finding in report.findings if finding.rule == code]
+
+
+def grave(report: Report) -> set[str]:
+    return {finding.rule for finding in report.findings if finding.severity is not Severity.NOTE}
+
+
+def test_every_rule_has_a_pair() -> None:
+    assert {rule.code for rule in all_rules()} == set(PAIRS)
+
+
+@pytest.mark.parametrize("code", PAIRS)
+def test_a_rule_fires_on_its_fault_and_not_on_the_near_miss(code: str, fixtures: Fixtures, tmp_path: Path) -> None:
+    fault, near_miss = PAIRS[code]
+    found = of(judge(fault, fixtures, tmp_path / "fault"), code)
+    assert found
+    for finding in found:
+        assert finding.name == find(code).name
+        assert finding.message.endswith(".")
+        assert finding.count >= 1
+    assert not of(judge(near_miss, fixtures, tmp_path / "near"), code)
+
+
+# ----------------------------------------------------------------------------------------------------- the matrix
+
+MATRIX = """
+                   qwen3_5     qwen3_5_moe qwen3_next  deepseek_v3 glm4_moe    step3p5     step3p7     nemotron_h
+published          -           -           -           204         -           103         101+103     -
+excluded-glob      -           -           -           -           -           -           -           -
+excluded-exact     -           -           -           202         202         202         202         -
+excluded-engine    -           -           -           -           202         -           -           -
+nothing-excluded   201         201         201         201         201+202     201         201         201
+branch-nvfp4       -           -           -           202         202         202         202         -
+all-nvfp4          203         203         203         201+203     202+203     201+203     201+203     -
+missing            101         101         101         101         101         101         101         101
+config-only        -           -           -           -           -           -           -           -
+hf-quant-only      -           -           -           -           -           -           -           -
+mixed              -           -           -           -           -           -           -           -
+compressed-tensors -           -           -           -           -           602         602         -
+packed-glue        203         203         203         203         203         203         203         207
+listed-packed      207         207         207         207         207         207         207         207
+branch-fp8         207         207         207         207         207         207         207         207
+o-proj-unlisted    201         201         201         201+202     201+202     201+202     201+202     201
+packed-head        -           -           203         -           207         -           -           -
+conflict           201+401     201+401     201+401     201+401     201+202+401 201+401     201+401     201+401
+no-input-scale     301         301         301         301         301         301         301         301
+weights-only       -           -           -           -           -           -           -           -
+no-mtp             -           -           -           -           -           -           -           -
+fused-experts      .           -           .           .           .           .           .           .
+layer-arrays       .           .           .           .           .           103         -           .
+short-arrays       .           .           .           .           .           103         103         .
+"""
+"""Errors and warnings, `MTP` left out, in the newest release; `-` is silence, `.` a variant that a family has not."""
+
+
+def cells() -> dict[tuple[str, str], set[str]]:
+    head, *rows = MATRIX.strip("\n").splitlines()
+    table: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        variant, *codes = row.split()
+        for family, cell in zip(head.split(), codes, strict=True):
+            if cell != ".":
+                table[family, variant] = {f"MTP{code}" for code in cell.split("+") if code != "-"}
+    return table
+
+
+CELLS = cells()
+
+
+def test_the_matrix_names_every_checkpoint_there_is() -> None:
+    known = {(family, variant.name) for variant in VARIANTS.values() for family in variant.families}
+    assert set(CELLS) == known
+    assert {family for family, _ in CELLS} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("family", "variant"), CELLS)
+def test_the_newest_release_has_exactly_these_faults(family: str, variant: str, fixtures: Fixtures) -> None:
+    report = scan(fixtures(family, variant), engines=[NEWEST])
+    assert grave(report) == CELLS[family, variant]
+    (row,) = report.engines
+    verdicts = {row.prediction.target.verdict, row.prediction.draft.verdict}
+    healthy = verdicts <= {Verdict.LOADS, Verdict.ABSENT}
+    assert healthy is (not CELLS[family, variant])
+    assert report.exit_code() == (0 if healthy else 1)
+
+
+# ------------------------------------------------------------------------------------------ silence, and the files
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_without_mtp_has_no_findings_in_any_release(family: str, fixtures: Fixtures) -> None:
+    report = scan(fixtures(family, "no-mtp"))
+    drafts = {row.prediction.draft.verdict for row in report.engines}
+    assert drafts <= {Verdict.ABSENT, Verdict.UNKNOWN}
+    assert Verdict.ABSENT in drafts
+    assert not [finding for finding in report.findings if finding.role == "draft"]
+    assert not of(report, "MTP101")
+    assert not of(report, "MTP102")
+
+
+def test_a_head_that_the_branch_shares_with_the_model_is_not_missing(fixtures: Fixtures) -> None:
+    for family in FAMILIES:
+        assert not of(scan(fixtures(family, "excluded-glob"), engines=[NEWEST]), "MTP104")
+
+
+def test_a_branch_in_a_file_that_the_index_does_not_name_is_absent(tmp_path: Path) -> None:
+    build(tmp_path / "named", "qwen3_5", "excluded-glob", branch_file="mtp.safetensors")
+    named = scan(tmp_path / "named", engines=[NEWEST])
+    assert not named.findings
+    shutil.copytree(tmp_path / "named", tmp_path / "unnamed")
+
+    def forget(index: dict[str, Any]) -> None:
+        index["weight_map"] = {name: file for name, file in index["weight_map"].items() if file != "mtp.safetensors"}
+
+    edit(tmp_path / "unnamed", forget, INDEX)
+    report = scan(tmp_path / "unnamed", engines=[NEWEST])
+    assert {"MTP101", "MTP502"} <= grave(report)
+    assert report.engines[0].prediction.draft.verdict is Verdict.SILENT
+    assert "does not name" in of(report, "MTP101")[0].message
+    assert of(report, "MTP502")[0].module == "mtp.safetensors"
+
+
+def test_a_missing_shard_keeps_a_scan_from_ending_clean(fixtures: Fixtures, tmp_path: Path) -> None:
+    report = judge(good(delete(LAST)), fixtures, tmp_path)
+    assert report.exit_code(None) != 0 or of(report, "MTP501")[0].severity is Severity.ERROR
+    assert report.exit_code() != 0
+
+
+@pytest.mark.parametrize(("low", "high", "shown"), [(0.01, 0.04, "4:1"), (0.01, 0.011, "1.1:1")])
+def test_scales_that_differ_are_told_by_their_ratio(
+    low: float, high: float, shown: str, fixtures: Fixtures, tmp_path: Path
+) -> None:
+    def change(folder: Path) -> None:
+        fill(folder, f"{PROJECTIONS}.gate_proj.weight_scale_2", low)
+        fill(folder, f"{PROJECTIONS}.up_proj.weight_scale_2", high)
+
+    (finding,) = of(judge(good(change), fixtures, tmp_path), "MTP303")
+    assert shown in finding.message
+    assert finding.count == 1
+    assert finding.severity is Severity.WARNING
+
+
+def test_arrays_that_cover_all_layers_are_not_called_short(fixtures: Fixtures) -> None:
+    (finding,) = of(scan(fixtures("step3p5", "layer-arrays"), engines=[NEWEST]), "MTP103")
+    assert "cuts off" in finding.message
+    assert not finding.fixes
+    (finding,) = of(scan(fixtures("step3p7", "short-arrays"), engines=[NEWEST]), "MTP103")
+    assert "3, 3 entries, but 6" in finding.message or "3 entries, but 6" in finding.message
+    assert finding.fixes
