@@ -1,0 +1,137 @@
+"""A repair of the lists that is offered mends what it says: applied to the files, the finding is gone, none is new."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtpfix import Report, scan
+from mtpfix.model import Finding, Fix, Outcome, Severity
+from tests.checkpoints import VARIANTS, build
+
+LIST_ACTIONS = {"add-entry", "remove-entry"}
+CELLS = [(family, variant.name) for variant in VARIANTS.values() for family in variant.families]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+def made(root: Path, family: str, variant: str) -> Path:
+    folder = root / family / variant
+    if not folder.exists():
+        build(folder, family, variant)
+    return folder
+
+
+def lists_of(content: dict[str, Any]) -> Iterator[list[str]]:
+    """Yield the exclude lists of a configuration file, at its top or in the block of the other file."""
+    for block in (content.get("quantization_config"), content.get("quantization")):
+        for key in ("ignore", "exclude_modules"):
+            if isinstance(block, dict) and isinstance(block.get(key), list):
+                yield block[key]
+
+
+def apply(folder: Path, fix: Fix) -> None:
+    for operation in fix.operations:
+        content = json.loads((folder / operation.file).read_text())
+        (entries,) = lists_of(content)
+        if operation.action == "add-entry":
+            assert operation.value not in entries
+            entries.append(operation.value)
+        else:
+            entries.remove(operation.value)
+        (folder / operation.file).write_text(json.dumps(content))
+
+
+def list_fixes(report: Report) -> list[tuple[Finding, Fix]]:
+    return [
+        (finding, fix)
+        for finding in report.findings
+        for fix in finding.fixes
+        if fix.operations and {operation.action for operation in fix.operations} <= LIST_ACTIONS
+    ]
+
+
+def errors(report: Report) -> set[tuple[str, str | None]]:
+    return {(finding.rule, finding.role) for finding in report.findings if finding.severity is Severity.ERROR}
+
+
+def failures(report: Report) -> set[tuple[str, str, str, str]]:
+    """Return what goes wrong in each release: (release, role, module, kind)."""
+    return {
+        (version, model.role, event.module, event.kind)
+        for row in report.engines
+        for version in row.versions
+        for model in (row.prediction.target, row.prediction.draft)
+        for event in model.events
+        if event.outcome is not Outcome.OK
+    }
+
+
+def test_there_are_repairs_to_try(root: Path) -> None:
+    offered = {
+        fix.operations[0].action
+        for family, variant in (("qwen3_5", "nothing-excluded"), ("qwen3_5", "listed-packed"))
+        for _, fix in list_fixes(scan(made(root, family, variant)))
+    }
+    assert offered == LIST_ACTIONS
+
+
+@pytest.mark.parametrize(("family", "variant"), CELLS)
+def test_a_repair_of_the_lists_mends_every_release_it_claims(
+    family: str, variant: str, root: Path, tmp_path: Path
+) -> None:
+    folder = made(root, family, variant)
+    before = scan(folder)
+    tried = set()
+    for finding, fix in list_fixes(before):
+        if "still fails" in fix.title or fix.operations in tried:
+            continue
+        tried.add(fix.operations)
+        copy = tmp_path / str(len(tried))
+        shutil.copytree(folder, copy)
+        apply(copy, fix)
+        after = scan(copy)
+        assert fix.safe
+        assert (finding.rule, finding.role) not in errors(after), fix.title
+        assert errors(after) <= errors(before)
+        assert failures(after) < failures(before)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe", "deepseek_v3", "glm4_moe", "step3p5", "nemotron_h"])
+def test_the_repair_of_an_unlisted_branch_makes_the_newest_release_load(
+    family: str, root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(made(root, family, "nothing-excluded"), folder)
+    before = scan(folder, engines=["vllm==0.32.0"])
+    assert before.exit_code() == 1
+    apply(folder, list_fixes(before)[0][1])
+    after = scan(folder, engines=["vllm==0.32.0"])
+    assert after.exit_code() == 0
+    assert not errors(after)
+
+
+def test_a_repair_edits_both_files_and_says_how_much_it_writes(root: Path) -> None:
+    folder = made(root, "qwen3_5", "nothing-excluded")
+    _, fix = list_fixes(scan(folder))[0]
+    assert {operation.file for operation in fix.operations} == {"config.json", "hf_quant_config.json"}
+    sizes = sum((folder / file).stat().st_size for file in ("config.json", "hf_quant_config.json"))
+    assert sizes < fix.bytes_written < sizes + 1000
+
+
+def test_a_repair_is_not_written_where_the_entry_already_is(root: Path) -> None:
+    _, fix = list_fixes(scan(made(root, "qwen3_5", "conflict")))[0]
+    assert {operation.file for operation in fix.operations} == {"config.json"}
+
+
+def test_a_clean_checkpoint_is_offered_nothing(root: Path) -> None:
+    report = scan(made(root, "qwen3_5", "excluded-glob"), engines=["vllm==0.32.0"])
+    assert not [fix for finding in report.findings for fix in finding.fixes]
