@@ -381,11 +381,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """One line of the report: a release (or a run of releases that behave alike) and what it does."""
+    """One line of the report: a release (or a run of releases that behave alike) and what it does.
+
+    `verified` are those of `versions` that were run; `prediction` is that of the newest of them, else of the newest.
+    """
 
     prediction: Prediction
     versions: tuple[str, ...]
     range: str
+    verified: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,7 +212,14 @@ def _table(names: int, stored: int, cells: Sequence[int]) -> Table:
 def _release(column: EngineReport) -> Text:
     engine, _, releases = shown(column.range).partition(" ")
     releases = releases.replace(" - ", "-") or "all"
-    return Text.assemble(f"{engine}\n{releases}\n", (column.prediction.confidence.value, "not bold dim"))
+    return Text.assemble(f"{engine}\n{releases}\n", (_trust(column), "not bold dim"))
+
+
+def _trust(column: EngineReport) -> str:
+    """Return whether the releases of a column were run: all of them, some, or none."""
+    if len(column.versions) > len(column.verified) > 0:
+        return "partly run"
+    return column.prediction.confidence.value
 
 
 def _folded(name: str, width: int) -> str:
@@ -235,6 +242,8 @@ def _legend(lines: Sequence[Line], hidden: int, columns: Sequence[EngineReport])
         parts.append("S: loads without a word, but weights are missing, unwritten or misread")
     if any(column.prediction.confidence is Confidence.DERIVED for column in columns):
         parts.append("derived: read from the engine's source, not run")
+    if any(_trust(column) == "partly run" for column in columns):
+        parts.append("partly run: some of these releases were run, the others read")
     if hidden:
         parts.append(f"{_plural(hidden, 'more row')} with -v")
     return Text("; ".join(parts) + ("." if parts else ""), "dim")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mtpfix.families import trailing_layers
 from mtpfix.model import Finding, Outcome, Severity
 from mtpfix.rules.context import Context, occurrences
 from mtpfix.rules.findings import bundle, finding, plain_finding
@@ -48,9 +49,13 @@ def mtp_undeclared(context: Context, this: Rule) -> Iterator[Finding]:
     numbers = context.subject.numbers
     if family is None or numbers is None or numbers.mtp:
         return
+    key = family.table["numbers"]["K"][0]
     if mtp.present:
-        key = family.table["numbers"]["K"][0]
         yield plain_finding(this, f"{mtp.tensors} tensors of an MTP branch are stored, but config.json has no {key}.")
+    elif trailing_layers(family, numbers, tuple(context.subject.stored)):
+        yield plain_finding(
+            this, f"Layers from {numbers.layers} on are stored, as of an MTP branch, but config.json has no {key}."
+        )
 
 
 @rule("MTP103", "per-layer-array-short", Severity.ERROR)

@@ -143,7 +143,8 @@ class Context:
                     if len(versions) > 1
                     else f"{request.engine.name} {versions[0]}"
                 )
-                yield EngineReport(shown.prediction, versions, text)
+                run_here = (one for one in run if one.prediction.confidence is Confidence.VERIFIED)
+                yield EngineReport(shown.prediction, versions, text, tuple(one.version for one in run_here))
 
 
 def behaviour(release: Release) -> tuple[object, ...]:
