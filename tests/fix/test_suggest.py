@@ -11,11 +11,18 @@ from typing import Any
 import pytest
 
 from mtpfix import Report, scan
-from mtpfix.model import Finding, Fix, Outcome, Severity
-from tests.checkpoints import VARIANTS, build
+from mtpfix.model import Finding, Fix, Severity
+from tests.checkpoints import VARIANTS, build, plan
 
 LIST_ACTIONS = {"add-entry", "remove-entry"}
-CELLS = [(family, variant.name) for variant in VARIANTS.values() for family in variant.families]
+UNLISTED = {"missing", "no-mtp", "no-input-scale", "weights-only", "hf-quant-only", "fused-experts", "short-arrays"}
+"""Variants whose lists are those of another one, or whose faults no list entry mends."""
+CELLS = [
+    (family, variant.name)
+    for variant in VARIANTS.values()
+    for family in variant.families
+    if variant.name not in UNLISTED and family not in ("step3p7", "qwen3_5_moe")
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,29 +66,44 @@ def list_fixes(report: Report) -> list[tuple[Finding, Fix]]:
     ]
 
 
-def errors(report: Report) -> set[tuple[str, str | None]]:
-    return {(finding.rule, finding.role) for finding in report.findings if finding.severity is Severity.ERROR}
-
-
-def failures(report: Report) -> set[tuple[str, str, str, str]]:
-    """Return what goes wrong in each release: (release, role, module, kind)."""
+def errors(report: Report) -> set[tuple[str, str | None, str]]:
+    """Return the errors, release by release: (rule, role, release), the release empty for the files themselves."""
     return {
-        (version, model.role, event.module, event.kind)
-        for row in report.engines
-        for version in row.versions
-        for model in (row.prediction.target, row.prediction.draft)
-        for event in model.events
-        if event.outcome is not Outcome.OK
+        (finding.rule, finding.role, version)
+        for finding in report.findings
+        if finding.severity is Severity.ERROR
+        for version in [one for engine in finding.engines for one in engine.versions] or [""]
     }
 
 
-def test_there_are_repairs_to_try(root: Path) -> None:
-    offered = {
-        fix.operations[0].action
-        for family, variant in (("qwen3_5", "nothing-excluded"), ("qwen3_5", "listed-packed"))
-        for _, fix in list_fixes(scan(made(root, family, variant)))
+def tiny_excludes(family: str) -> list[str]:
+    return list(plan(family, "nothing-excluded").excludes)
+
+
+def test_an_entry_that_excludes_packed_layers_is_offered_to_be_removed(tmp_path: Path) -> None:
+    entries = [*tiny_excludes("qwen3_5"), "mtp*", "model.language_model.layers.0.mlp*"]
+    build(tmp_path / "model", "qwen3_5", "excluded-glob", excludes=entries)
+    before = scan(tmp_path / "model", engines=["vllm==0.32.0"])
+    finding, fix = list_fixes(before)[0]
+    assert finding.rule == "MTP207"
+    assert {(one.action, one.file, one.value) for one in fix.operations} == {
+        ("remove-entry", file, entries[-1]) for file in ("config.json", "hf_quant_config.json")
     }
-    assert offered == LIST_ACTIONS
+    apply(tmp_path / "model", fix)
+    assert scan(tmp_path / "model", engines=["vllm==0.32.0"]).exit_code() == 0
+
+
+def test_entries_of_layer_20_to_69_do_not_name_layer_2(tmp_path: Path) -> None:
+    others = [f"model.layers.{layer}*" for layer in range(20, 70)]
+    build(tmp_path / "model", "deepseek_v3", "excluded-glob", excludes=[*tiny_excludes("deepseek_v3"), *others])
+    before = scan(tmp_path / "model", engines=["vllm==0.32.0"])
+    assert {rule for rule, _, _ in errors(before)} == {"MTP201"}
+    (dead,) = [finding for finding in before.findings if finding.rule == "MTP405"]
+    assert dead.count >= len(others)
+    _, fix = list_fixes(before)[0]
+    assert {operation.value for operation in fix.operations} == {"model.layers.2*"}
+    apply(tmp_path / "model", fix)
+    assert scan(tmp_path / "model", engines=["vllm==0.32.0"]).exit_code() == 0
 
 
 @pytest.mark.parametrize(("family", "variant"), CELLS)
@@ -100,9 +122,8 @@ def test_a_repair_of_the_lists_mends_every_release_it_claims(
         apply(copy, fix)
         after = scan(copy)
         assert fix.safe
-        assert (finding.rule, finding.role) not in errors(after), fix.title
-        assert errors(after) <= errors(before)
-        assert failures(after) < failures(before)
+        assert (finding.rule, finding.role) not in {error[:2] for error in errors(after)}, fix.title
+        assert errors(after) < errors(before)
 
 
 @pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe", "deepseek_v3", "glm4_moe", "step3p5", "nemotron_h"])
