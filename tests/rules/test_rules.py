@@ -16,7 +16,8 @@ from mtpfix import Report, scan
 from mtpfix.engines import load
 from mtpfix.model import Finding, Severity, Verdict
 from mtpfix.rules import all_rules, find
-from tests.checkpoints import FAMILIES, VARIANTS, Tensor, build, flat, plan, tensors_of, write, write_shard
+from tests.checkpoints import VARIANTS, Tensor, build, flat, plan, tensors_of, write, write_shard
+from tests.families import FAMILIES
 
 NEWEST = f"vllm=={load('vllm').releases[-1]}"
 CONFIG = "config.json"
