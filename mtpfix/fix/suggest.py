@@ -218,7 +218,13 @@ def _dequantize(context: Context, found: Finding) -> Iterator[Fix]:
     modules = _modules_of(context, found, ["quantized-into-plain"])
     size = sum(2 * _elements(context.subject.stored[name]) for name in modules)
     operations = tuple(Operation("dequantize", "", name) for name in modules)
-    yield Fix("dequantize these tensors to BF16", safe=True, operations=operations, bytes_written=size)
+    elsewhere = any(
+        not built.format.plain and not set(modules).isdisjoint(built.modules)
+        for release in context.releases
+        for role in ROLES
+        for built in release.model(role).built
+    )  # a head that the main model builds quantized must not be made plain for the draft alone
+    yield Fix("dequantize these tensors to BF16", safe=not elsewhere, operations=operations, bytes_written=size)
 
 
 def _remove(context: Context, role: Role | None) -> Iterator[Fix]:
