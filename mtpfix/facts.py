@@ -14,13 +14,7 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
-from mtpfix.errors import MtpfixError
-
 Table = dict[str, Any]
-
-
-class KnowledgeError(MtpfixError):
-    """A knowledge file contradicts itself: a gap, an overlap, an unknown name. A defect of this package."""
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mtpfix.facts import Table, covers, pick
 from mtpfix.families import Family, Numbers, fill
-from mtpfix.model import EXPERT, Stored
+from mtpfix.model import Stored
 
 SLOTS = ("w1", "w3", "w13", "w2")
 
@@ -221,8 +221,3 @@ def full_names(stored: Stored) -> Iterator[tuple[str, str]]:
     """Yield (suffix, name of the first tensor) of a stored module, the expert number filled in."""
     for suffix, part in stored.parts.items():
         yield suffix, part.order[1]
-
-
-def without_expert(module: str) -> str:
-    """Return a module's name without the place of its expert number: `experts.{}.up_proj` becomes `experts.up_proj`."""
-    return module.replace(f"{EXPERT}.", "")

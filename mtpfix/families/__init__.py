@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mtpfix.facts import Table, covers, names_of, pick, read_table, read_text
+from mtpfix.facts import Table, covers, names_of, read_table, read_text
 
 PACKAGE = __name__
 
@@ -139,8 +139,3 @@ def trailing_layers(family: Family, numbers: Numbers, modules: Sequence[str]) ->
         for pattern in patterns
         for module in modules
     )
-
-
-def at(value: object, version: str) -> Any:
-    """Return a fact at a release (see `mtpfix.facts.pick`)."""
-    return pick(value, version)
