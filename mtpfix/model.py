@@ -222,7 +222,8 @@ class Checkpoint:
     """Everything read from one folder: never a weight, except scalars a rule asks for.
 
     `declarations` are in file order: config.json first, top level before nested, then hf_quant_config.json.
-    `unread` names shards whose header could not be read; while it is not empty nothing is called clean.
+    `unread` names shards whose header could not be read; while it is not empty nothing is called clean. `has_index` is
+    whether an index says where tensors lie; `lost` are names it holds that no file does (`{}` for expert numbers).
     """
 
     ref: str
@@ -235,6 +236,7 @@ class Checkpoint:
     problems: tuple[Problem, ...]
     unread: tuple[str, ...]
     has_index: bool
+    lost: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:

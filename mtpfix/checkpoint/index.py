@@ -91,6 +91,18 @@ def compare(
     return problems
 
 
+def lost_names(index: Index | None, tensors: Iterable[Tensor], unread: Collection[str]) -> tuple[str, ...]:
+    """Return names that the index holds and no file does, `{}` for expert numbers; `unread` files are left open."""
+    if index is None:
+        return ()
+    stored = {(tensor.name, tensor.experts is not None) for tensor in tensors}
+    return tuple(
+        name[0]
+        for name, places in index.places.items()
+        if name not in stored and not any(file in unread for file, _ in places)
+    )
+
+
 def _differences(
     named: Sequence[Place], held: Sequence[Place], indexed: Collection[str], open_ended: Collection[str]
 ) -> Iterator[tuple[str, int | None, tuple[str, ...]]]:

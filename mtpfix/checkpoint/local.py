@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from mtpfix.checkpoint.document import parse_document
 from mtpfix.checkpoint.header import Header, LfsPointerError, is_odd, read_at, read_header
-from mtpfix.checkpoint.index import INDEX_FILE, LARGEST_INDEX, SAMPLE, Index, compare, parse_index
+from mtpfix.checkpoint.index import INDEX_FILE, LARGEST_INDEX, SAMPLE, Index, compare, lost_names, parse_index
 from mtpfix.checkpoint.quant import read_declarations
 from mtpfix.checkpoint.ref import PathRefusedError, resolve, safe_member, shown
 from mtpfix.errors import FormatError, NothingToCheck, UsageError
@@ -116,7 +116,8 @@ def open_checkpoint(ref: str | os.PathLike[str], *, progress: Progress | None = 
             *_odd_names(tensors),
         ),
         unread=tuple(sorted(reading.unread)),
-        has_index=has_index,
+        has_index=index is not None and index.usable,
+        lost=lost_names(index, tensors, reading.unread),
     )
 
 

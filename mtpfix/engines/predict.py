@@ -277,7 +277,7 @@ def _simulate(
             Module(planned, decision.format, decision.dialect, because, position), subject.loadable, loader
         )
     events += _leftovers(subject, blueprint, loader)
-    events += _absent_shards(subject.checkpoint, engine, version)
+    events += _absent_shards(subject, engine, version, role)
     events += _absent_layers(blueprint, loader, numbers)
     events += _incomplete(events, loader, resolved.method or "", numbers)
     if resolved.method is None:
@@ -343,15 +343,18 @@ def _cut(name: str, fact: Table, paths: frozenset[str]) -> str:
     return name
 
 
-def _absent_shards(checkpoint: Checkpoint, engine: Engine, version: str) -> Iterator[Event]:
-    """Yield what an engine does when the index names files that are not there."""
+def _absent_shards(subject: Subject, engine: Engine, version: str, role: Role) -> Iterator[Event]:
+    """Yield what an engine does when the index names files that are not there, or tensors that no file holds."""
     fact, source = engine.fact("index_shard_absent", version)
-    for problem in checkpoint.problems:
-        if problem.fault is Fault.SHARD_ABSENT and fact and fact["does"] != "silent":
-            text = str(fact["text"]).replace("{files}", "{…}")
-            order = (CONSTRUCT, "~", "")
-            yield Event("shard-absent", Outcome.CRASH, "", "", fact["does"], text, (source,), order)
-            return
+    absent = any(problem.fault is Fault.SHARD_ABSENT for problem in subject.checkpoint.problems)
+    if absent and fact and fact["does"] != "silent":
+        text = str(fact["text"]).replace("{files}", "{…}")
+        yield Event("shard-absent", Outcome.CRASH, "", "", fact["does"], text, (source,), (CONSTRUCT, "~", ""))
+        return
+    mine = [name for name in subject.checkpoint.lost if subject.in_branch(name) == (role == "draft")]
+    if mine:
+        order = (COMPLETE, "", "")
+        yield Event("shard-absent", Outcome.SILENT, "", mine[0], "", "", (source,), order, len(mine))
 
 
 def _unquantized(events: Sequence[Event], engine: Engine, version: str) -> Iterator[Event]:
