@@ -44,3 +44,13 @@ def test_an_index_that_cannot_be_read_is_incomplete_and_hides_no_file(tmp_path: 
     assert report.exit_code() == 2
     assert report.engines[0].prediction.draft.verdict == "loads"
     assert "MTP509" in {finding.rule for finding in report.findings}
+
+
+def test_a_method_that_is_not_predicted_is_neither_clean_nor_judged(tmp_path: Path) -> None:
+    build(tmp_path, "qwen3_5", "config-only")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "dynamic": {"-:.*mtp.*": {}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    report = scan(tmp_path, engines=["vllm==0.32.0"])
+    assert report.exit_code() == 3
+    assert [finding.rule for finding in report.findings] == ["MTP603"]

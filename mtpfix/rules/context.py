@@ -91,8 +91,9 @@ class Context:
 
     @cached_property
     def deciding(self) -> tuple[Declaration, ...]:
-        """Return the quantization blocks that decide in at least one judged release."""
-        found = {id(release.prediction.deciding): release.prediction.deciding for release in self.releases}
+        """Return the quantization blocks that decide in at least one release whose matching is predicted."""
+        predicted = (one.prediction for one in self.releases if one.prediction.target.verdict is not Verdict.UNKNOWN)
+        found = {id(prediction.deciding): prediction.deciding for prediction in predicted}
         return tuple(block for block in found.values() if block is not None)
 
     def ranges(self, releases: Iterable[Release]) -> tuple[EngineRange, ...]:
