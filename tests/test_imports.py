@@ -42,7 +42,7 @@ def test_no_tensor_library_and_no_network_client_is_loaded(arguments: list[str])
 def test_help_loads_no_knowledge(arguments: list[str]) -> None:
     _, modules = loaded(*arguments)
     inner = {name for name in modules if name.startswith("mtpfix")}
-    assert inner == {"mtpfix", "mtpfix.cli", "mtpfix.errors"}
+    assert {name for name in inner if not name.startswith("mtpfix.cli.")} == {"mtpfix", "mtpfix.cli", "mtpfix.errors"}
 
 
 def test_importing_the_package_imports_nothing_else() -> None:

@@ -1,0 +1,21 @@
+"""The command line: options to calls, results to reports, outcomes to exit codes. Judges and formats nothing."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from mtpfix.cli import lists, scan
+from mtpfix.cli.app import app
+from mtpfix.errors import EXIT_OK
+
+__all__ = ["app", "lists", "main", "scan"]
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    app()
+    sys.exit(EXIT_OK)
