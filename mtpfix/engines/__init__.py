@@ -15,6 +15,7 @@ from packaging.version import Version
 
 from mtpfix.errors import UsageError
 from mtpfix.facts import names_of, pick, read_table, source_of
+from mtpfix.families import Family
 from mtpfix.model import Confidence
 
 PACKAGE = __name__
@@ -35,9 +36,13 @@ class Engine:
         value = self.table["facts"].get(name)
         return pick(value, version), source_of(value, version)
 
-    def confidence(self, version: str) -> Confidence:
-        """Return whether this release was run, or only read."""
-        return Confidence.VERIFIED if version in self.verified else Confidence.DERIVED
+    def confidence(self, version: str, family: Family | None = None, architecture: str = "") -> Confidence:
+        """Return whether this release was run, or only read; of a family, whether it was run with that architecture."""
+        if version not in self.verified:
+            return Confidence.DERIVED
+        if family is not None and not family.was_run(self.name, architecture, version):
+            return Confidence.DERIVED
+        return Confidence.VERIFIED
 
 
 @lru_cache(maxsize=16)

@@ -19,7 +19,7 @@ from mtpfix.families import Family
 
 SOURCE = re.compile(r"[\w./-]+\.py:\d+@\d+\.\d+(\.\w+)*")
 
-FAMILY_KEYS = {"name", "title", "architectures", "text", "numbers", "disk", "mappers", "modules"}
+FAMILY_KEYS = {"name", "title", "architectures", "verified", "text", "numbers", "disk", "mappers", "modules"}
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "cache_scales", "source",
@@ -62,6 +62,7 @@ def check_family(family: Family, known: Sequence[Engine]) -> Iterator[str]:
     """Yield what is wrong in one family file."""
     where = f"{family.name}.toml"
     yield from _unknown_keys(family.table, FAMILY_KEYS | {engine.name for engine in known}, where)
+    yield from _check_verified(family, known, where)
     for listing, entries in family.table["modules"].items():
         for entry in entries:
             name = f"{where}: modules.{listing} {entry.get('name', '?')}"
@@ -72,6 +73,23 @@ def check_family(family: Family, known: Sequence[Engine]) -> Iterator[str]:
         for block in family.table.get(engine.name, ()):
             yield from _check_block(family, block, engine, f"{where}: {engine.name} {block.get('role')}")
         yield from _check_blocks_apart(family, engine, where)
+
+
+def _check_verified(family: Family, known: Sequence[Engine], where: str) -> Iterator[str]:
+    """Yield what is wrong in what a family says of the releases it was run with."""
+    engines_by_name = {engine.name: engine for engine in known}
+    for name, ranges in family.table.get("verified", {}).items():
+        if name not in engines_by_name:
+            yield f"{where}: verified: no engine is called {name}"
+            continue
+        for architecture, versions in ranges.items():
+            if architecture not in family.architectures:
+                yield f"{where}: verified: {architecture} is not among the file's architectures"
+            faults = check_cover([{"versions": versions}], (), f"{where}: verified: {architecture}", gaps=True)
+            if faults:
+                yield from faults
+            elif not any(covers(versions, release) for release in engines_by_name[name].verified):
+                yield f"{where}: verified: {versions} holds no release of {name} that was run"
 
 
 def _check_block(family: Family, block: Table, engine: Engine, where: str) -> Iterator[str]:

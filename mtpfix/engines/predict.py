@@ -36,6 +36,7 @@ from mtpfix.families import Family, Numbers, branch_prefixes, fill, match, read_
 from mtpfix.model import (
     Built,
     Checkpoint,
+    Confidence,
     Declaration,
     Event,
     Fault,
@@ -102,6 +103,12 @@ class Subject:
         declared = self.numbers.mtp if self.numbers.declared else 0
         return MtpSummary(declared, present=count > 0, tensors=count, prefixes=prefixes)
 
+    def confidence(self, engine: Engine, version: str) -> Confidence:
+        """Return whether a release was run with checkpoints of this architecture, or only read."""
+        if self.family is None:
+            return Confidence.DERIVED
+        return engine.confidence(version, self.family, self.architecture or "")
+
     @property
     def branch_is_loadable(self) -> bool:
         """Return whether engines get to see any tensor of the branch."""
@@ -132,7 +139,7 @@ def predict(
     return Prediction(
         engine=known.name,
         version=version,
-        confidence=known.confidence(version),
+        confidence=subject.confidence(known, version),
         target=target,
         draft=draft,
         method=resolved.method,

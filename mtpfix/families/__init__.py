@@ -36,6 +36,14 @@ class Family:
             and covers(block.get("versions", "*"), version)
         ]
 
+    def was_run(self, engine: str, architecture: str, version: str) -> bool:
+        """Return whether checkpoints of an architecture were held against the real loader of an engine's release.
+
+        Only means anything for releases that the engine's own file calls verified.
+        """
+        versions = self.table.get("verified", {}).get(engine, {}).get(architecture)
+        return versions is not None and covers(versions, version)
+
 
 @dataclass(frozen=True, slots=True)
 class Numbers:

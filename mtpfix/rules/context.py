@@ -77,7 +77,7 @@ class Context:
                 key = self._keys[request.engine.name, version]
                 if key not in made:
                     made[key] = predict(self.subject, request.engine, version, declarations)
-                yield Release(request.engine, version, restamped(made[key], request.engine, version))
+                yield Release(request.engine, version, restamped(made[key], self.subject, request.engine, version))
 
     @cached_property
     def _keys(self) -> Mapping[tuple[str, str], str]:
@@ -153,12 +153,12 @@ def behaviour(release: Release) -> tuple[object, ...]:
     return tuple((release.model(role).verdict, release.model(role).error) for role in ROLES)
 
 
-def restamped(prediction: Prediction, engine: Engine, version: str) -> Prediction:
+def restamped(prediction: Prediction, subject: Subject, engine: Engine, version: str) -> Prediction:
     """Return a prediction for another release of which all facts are equal."""
     return Prediction(
         engine=prediction.engine,
         version=version,
-        confidence=engine.confidence(version),
+        confidence=subject.confidence(engine, version),
         target=prediction.target,
         draft=prediction.draft,
         method=prediction.method,

@@ -1,8 +1,8 @@
 """Record what real engine releases do with the tiny checkpoints: `python -m tests.conformance.record 0.32.0 …`.
 
 Each release is asked in its own environment (see `environment.py`); the answers, shortened to what a prediction can be
-held against, go to `golden/vllm-RELEASE.json`. Two recordings of one release are equal: texts that print a set are
-cut where it begins. A family that a release does not know is left out of its file.
+held against, go to `golden/vllm-RELEASE/FAMILY.json`. Two recordings of one release are equal: texts that print a set are
+cut where it begins. The file of a family that a release does not know is empty.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tests.families import FAMILIES
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
 ROLES = ("target", "draft")
+ABOUT = ("vllm", "runner", "torch", "transformers", "patches")
 Answer = dict[str, Any]
 
 
@@ -116,14 +117,13 @@ def digest(found: Answer | None) -> Answer | None:
 
 
 def merge(answers: Mapping[str, Answer]) -> dict[str, Answer]:
-    """Return the answers with each table of built modules written once, and named by its first case after that."""
-    first: dict[tuple[str, str, str], str] = {}
-    for case, answer in answers.items():
-        family, _, variant = case.partition("/")
+    """Return one family's answers with each table of built modules written once, and named by its first variant."""
+    first: dict[tuple[str, str], str] = {}
+    for variant, answer in answers.items():
         for role in ROLES:
             if (found := answer[role]) is None:
                 continue
-            key = (family, role, json.dumps(found["built"]))
+            key = (role, json.dumps(found["built"]))
             if key in first:
                 found["built"] = first[key]
             else:
@@ -132,44 +132,59 @@ def merge(answers: Mapping[str, Answer]) -> dict[str, Answer]:
 
 
 def separate(merged: Mapping[str, Answer]) -> dict[str, Answer]:
-    """Undo `merge`: every case with its own table of built modules."""
+    """Undo `merge`: every variant with its own table of built modules."""
     answers = copy.deepcopy(dict(merged))
-    for case, answer in answers.items():
+    for answer in answers.values():
         for role in ROLES:
             if answer[role] is not None and isinstance(name := answer[role]["built"], str):
-                answer[role]["built"] = merged[f"{case.partition('/')[0]}/{name}"][role]["built"]
+                answer[role]["built"] = merged[name][role]["built"]
     return answers
 
 
+def golden(release: str, family: str) -> dict[str, Answer] | None:
+    """Return what a release did with each variant of a family; None where that was never asked.
+
+    A family that the release has no class for has no answers.
+    """
+    path = GOLDEN / f"vllm-{release}" / f"{family}.json"
+    return separate(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
 def record(release: str, wanted: Sequence[tuple[str, str]], folder: Path) -> None:
-    """Ask one release for the wanted cases and write them into its golden file; checkpoints lie in `folder`."""
-    names = [f"{family}/{variant}" for family, variant in wanted]
+    """Ask one release for the wanted cases and write a file for each of their families; checkpoints lie in `folder`."""
     start = time.monotonic()
-    path = GOLDEN / f"vllm-{release}.json"
-    known = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else {}
-    answers = separate(known)
-    head: Answer = {}
-    for name, found in zip(names, ask(release, [folder / name for name in names]), strict=True):
+    families = list(dict.fromkeys(family for family, _ in wanted))
+    answers = {family: golden(release, family) or {} for family in families}
+    place = GOLDEN / f"vllm-{release}"
+    place.mkdir(parents=True, exist_ok=True)
+    paths = [folder / family / variant for family, variant in wanted]
+    for (family, variant), found in zip(wanted, ask(release, paths), strict=True):
         if "broken" in found:
-            raise SystemExit(f"{name}: {found['broken']}")
-        head = {key: found[key] for key in ("vllm", "runner", "torch", "transformers", "patches")}
-        if "unsupported" in found:
-            continue
-        answers[name] = {role: digest(found[role]) for role in ROLES}
-    GOLDEN.mkdir(exist_ok=True)
-    ordered = {name: answers[name] for name in map("/".join, cases()) if name in answers}
-    content = {"engine": "vllm", "version": release, **head, "cases": merge(ordered)}
+            raise SystemExit(f"{family}/{variant}: {found['broken']}")
+        _write(place / "release.json", {key: found[key] for key in ABOUT})
+        if "unsupported" not in found:
+            answers[family][variant] = {role: digest(found[role]) for role in ROLES}
+    for family, known in answers.items():
+        _write(place / f"{family}.json", merge({name: known[name] for name in VARIANTS if name in known}))
+    sys.stdout.write(f"vllm {release}: {len(wanted)} cases in {time.monotonic() - start:.0f} s\n")
+
+
+def _write(path: Path, content: Answer) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{path.name}: {len(names)} cases in {time.monotonic() - start:.0f} s\n")
 
 
 def main() -> None:
     """Build the tiny checkpoints once and record the releases on the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.record", description=main.__doc__)
     parser.add_argument("releases", nargs="+")
-    parser.add_argument("--only", action="append", help="record these variants alone and keep the rest of the file")
+    parser.add_argument("--only", action="append", help="record these variants alone and keep the others")
+    parser.add_argument("--family", action="append", help="record these families alone")
     options = parser.parse_args()
-    wanted = [case for case in cases() if options.only is None or case[1] in options.only]
+    wanted = [
+        (family, variant)
+        for family, variant in cases()
+        if (options.only is None or variant in options.only) and (options.family is None or family in options.family)
+    ]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for family, variant in wanted:
