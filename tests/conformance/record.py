@@ -1,8 +1,8 @@
 """Record what real engine releases do with the tiny checkpoints: `python -m tests.conformance.record 0.32.0 …`.
 
 Each release is asked in its own environment (see `environment.py`); the answers, shortened to what a prediction can be
-held against, go to `golden/vllm-RELEASE/FAMILY.json`. Two recordings of one release are equal: texts that print a set are
-cut where it begins. The file of a family that a release does not know is empty.
+held against, go to `golden/vllm-RELEASE/FAMILY.json`. Two recordings of one release are equal: texts that print a set
+are cut where it begins. The file of a family that a release does not know is empty.
 """
 
 from __future__ import annotations
