@@ -224,6 +224,7 @@ class Checkpoint:
     `declarations` are in file order: config.json first, top level before nested, then hf_quant_config.json.
     `unread` names shards whose header could not be read; while it is not empty nothing is called clean. `has_index` is
     whether an index says where tensors lie; `lost` are names it holds that no file does (`{}` for expert numbers).
+    `trusted` are folders outside `root` that its links may lead into.
     """
 
     ref: str
@@ -237,6 +238,7 @@ class Checkpoint:
     unread: tuple[str, ...]
     has_index: bool
     lost: tuple[str, ...] = ()
+    trusted: tuple[Path, ...] = ()
 
     @property
     def bytes(self) -> int:

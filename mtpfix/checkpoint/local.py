@@ -6,23 +6,21 @@ the index and two configurations, and single scales where a rule asks for them; 
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from mtpfix.checkpoint.document import parse_document
+from mtpfix.checkpoint.folder import opened
 from mtpfix.checkpoint.header import Header, LfsPointerError, is_odd, read_at, read_header
 from mtpfix.checkpoint.index import INDEX_FILE, LARGEST_INDEX, SAMPLE, Index, compare, lost_names, parse_index
 from mtpfix.checkpoint.quant import read_declarations
-from mtpfix.checkpoint.ref import PathRefusedError, resolve, safe_member, shown
+from mtpfix.checkpoint.ref import PathRefusedError, resolve, shown
 from mtpfix.errors import FormatError, NothingToCheck, UsageError
 from mtpfix.model import Checkpoint, Fault, Problem, Shard, Tensor
 
@@ -33,7 +31,6 @@ LARGEST_CONFIG = 64_000_000
 """Bytes; published ones reach six million."""
 
 _SUFFIX = ".safetensors"
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _LONGEST_READ = 1 << 20  # bytes held at once when scales are read
 _WIDEST_GAP = 1 << 12  # bytes between two scales that are read along rather than left out
 _AGAIN = "download the file again"
@@ -67,20 +64,24 @@ class _Reading:
             self.unread += self.pointers
 
 
-def open_checkpoint(ref: str | os.PathLike[str], *, progress: Progress | None = None) -> Checkpoint:
+def open_checkpoint(
+    ref: str | os.PathLike[str], *, progress: Progress | None = None, trusted: Sequence[Path] = ()
+) -> Checkpoint:
     """Return everything that the headers and configurations in the folder `ref` say.
 
     Its shards are all files `*.safetensors` in the folder, and those the index names. Whatever is wrong with a file or
-    between files stands in `problems`. `progress` is told after each shard how many of how many are read. Raises
-    UsageError if `ref` is no folder that can be listed, NothingToCheck if there is neither a shard nor an index in it.
+    between files stands in `problems`. `progress` is told after each shard how many of how many are read.
+    `trusted` are folders that links in this one may lead into, besides itself and its Hub cache.
+
+    Raises UsageError if `ref` is no folder that can be listed, NothingToCheck if there is neither a shard nor an index.
     """
     root = resolve(ref)
     shards = _listed(root)
     reading = _Reading()
     with ThreadPoolExecutor(1) as pool:  # the compiled reader parses the index while the headers are read
-        pending = pool.submit(_read_index, root)
+        pending = pool.submit(_read_index, root, trusted)
         for done, shard in enumerate(shards, 1):
-            _read_shard(root, shard, reading)
+            _read_shard(root, shard, reading, trusted)
             if progress:
                 progress(done, len(shards))
         has_index, index = pending.result()
@@ -90,10 +91,10 @@ def open_checkpoint(ref: str | os.PathLike[str], *, progress: Progress | None = 
         listed = frozenset(shards)
         for file in index.files:
             if file not in listed:
-                _read_shard(root, file, reading, may_be_absent=True)
+                _read_shard(root, file, reading, trusted, may_be_absent=True)
         reading.unread += [file for file in index.refused if file not in listed]
     reading.close()
-    config, quant, problems = _read_configs(root)
+    config, quant, problems = _read_configs(root, trusted)
     tensors = tuple(tensor for name in sorted(reading.headers) for tensor in reading.headers[name].tensors)
     data_sizes = {name: reading.headers[name].size - reading.headers[name].start for name in sorted(reading.headers)}
     indexed = frozenset(index.files if index else ())
@@ -117,6 +118,7 @@ def open_checkpoint(ref: str | os.PathLike[str], *, progress: Progress | None = 
         ),
         unread=tuple(sorted(reading.unread)),
         has_index=index is not None and index.usable,
+        trusted=tuple(trusted),
         lost=lost_names(index, tensors, reading.unread),
     )
 
@@ -127,7 +129,8 @@ def read_scalars(checkpoint: Checkpoint, tensors: Iterable[Tensor]) -> dict[tupl
     Neighbouring numbers are read together, at most a megabyte at a time. Raises FormatError if a tensor is not one
     float32 number, if its file cannot be read, or if the file changed since its header was read.
     """
-    root, shards = checkpoint.root, {shard.name: shard for shard in checkpoint.shards}
+    root, trusted = checkpoint.root, checkpoint.trusted
+    shards = {shard.name: shard for shard in checkpoint.shards}
     wanted: dict[str, list[Tensor]] = {}
     for tensor in tensors:
         if tensor.dtype != "F32" or any(size != 1 for size in tensor.shape):
@@ -139,7 +142,7 @@ def read_scalars(checkpoint: Checkpoint, tensors: Iterable[Tensor]) -> dict[tupl
         if root is None or shard is None:
             raise FormatError(f"{shown(name)}: its header was not read, so that its values cannot be")
         try:
-            with _opened(root, name) as descriptor:
+            with opened(root, name, trusted) as descriptor:
                 if os.fstat(descriptor).st_size != shard.size:
                     raise FormatError(f"{shown(name)}: the file changed while it was read", "scan it again")
                 for tensor, numbers in zip(group, _gather(descriptor, shard, group), strict=True):
@@ -191,64 +194,6 @@ def _floats(data: bytes) -> array[float]:
 # ----------------------------------------------------------------------------------------------- files
 
 
-@contextmanager
-def _opened(root: Path, name: str) -> Iterator[int]:
-    """Open a regular file of the folder; a link is followed inside it, and into the `blobs` of a Hub cache.
-
-    Raises PathRefusedError for a path or link that leaves the folder, FormatError for what is no regular file, OSError.
-    """
-    descriptor = _open(root, root / safe_member(name), name)
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            raise FormatError(f"{shown(name)} is {_kind(mode)}, not a file", "only regular files are read")
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _open(root: Path, path: Path, name: str) -> int:
-    if "/" not in name:  # else the folders on the way may be links
-        try:
-            return os.open(path, _FLAGS)
-        except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.EMLINK):
-                raise
-    return os.open(_target(root, path, name), _FLAGS)
-
-
-def _target(root: Path, path: Path, name: str) -> Path:
-    """Return where a link leads, if that is inside the folder or a blob of the Hub cache the folder lies in."""
-    try:
-        target = path.resolve(strict=True)
-        folder = root.resolve(strict=True)
-    except FileNotFoundError:
-        if path.is_symlink():
-            raise FormatError(f"{shown(name)} is a link to a file that is not there", _AGAIN) from None
-        raise
-    except RuntimeError:  # until Python 3.12 a loop of links is not an OSError
-        raise FormatError(f"{shown(name)} is a loop of links", _AGAIN) from None
-    inside = target.is_relative_to(folder)
-    if not inside and target.parent not in _blobs(folder):
-        raise PathRefusedError(
-            f"{shown(name)} is a link out of the folder", "nothing outside it is read: put the file itself there"
-        )
-    return target
-
-
-def _blobs(folder: Path) -> Iterator[Path]:
-    """Yield the `blobs` beside the `snapshots` that a folder lies in: ORG--NAME/snapshots/REVISION/…"""
-    for parent in (folder, *folder.parents):
-        if parent.parent.name == "snapshots":
-            yield parent.parent.parent / "blobs"
-
-
-def _kind(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "a folder"
-    return "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
-
-
 def _listed(root: Path) -> list[str]:
     """Return the names of the folder's safetensors files, in order; hidden ones are none, as for the engines."""
     try:
@@ -259,10 +204,10 @@ def _listed(root: Path) -> list[str]:
     return sorted(name for name in names if name.endswith(_SUFFIX) and not name.startswith("."))
 
 
-def _read_whole(root: Path, name: str, largest: int) -> bytes | None:
+def _read_whole(root: Path, name: str, largest: int, trusted: Sequence[Path]) -> bytes | None:
     """Return a file's bytes, or None if it is not there."""
     try:
-        with _opened(root, name) as descriptor:
+        with opened(root, name, trusted) as descriptor:
             size = os.fstat(descriptor).st_size
             if size > largest:
                 raise FormatError(f"{name} has {size} bytes, and more than {largest} are not read", _AGAIN)
@@ -273,9 +218,11 @@ def _read_whole(root: Path, name: str, largest: int) -> bytes | None:
         raise FormatError(f"{name} cannot be read: {error.strerror}", "check its permissions") from None
 
 
-def _read_shard(root: Path, name: str, reading: _Reading, *, may_be_absent: bool = False) -> None:
+def _read_shard(
+    root: Path, name: str, reading: _Reading, trusted: Sequence[Path], *, may_be_absent: bool = False
+) -> None:
     try:
-        with _opened(root, name) as descriptor:
+        with opened(root, name, trusted) as descriptor:
             reading.headers[name] = read_header(descriptor, name)
     except FileNotFoundError:
         if not may_be_absent:
@@ -293,29 +240,31 @@ def _read_shard(root: Path, name: str, reading: _Reading, *, may_be_absent: bool
         reading.refuse(name, Fault.SHARD_UNREADABLE, error.message, error.hint)
 
 
-def _read_index(root: Path) -> tuple[bool, Index | None]:
+def _read_index(root: Path, trusted: Sequence[Path]) -> tuple[bool, Index | None]:
     """Return whether there is an index, and what it says."""
     try:
-        raw = _read_whole(root, INDEX_FILE, LARGEST_INDEX)
+        raw = _read_whole(root, INDEX_FILE, LARGEST_INDEX, trusted)
     except FormatError as error:
         problem = Problem(Fault.INDEX_UNREADABLE, error.message, (INDEX_FILE,), hint=error.hint)
         return True, Index(usable=False, problems=(problem,))
     return (False, None) if raw is None else (True, parse_index(raw))
 
 
-def _read_configs(root: Path) -> tuple[Mapping[str, Any], Mapping[str, Any] | None, list[Problem]]:
+def _read_configs(
+    root: Path, trusted: Sequence[Path]
+) -> tuple[Mapping[str, Any], Mapping[str, Any] | None, list[Problem]]:
     """Return the two configurations, and what is wrong with them; the second is None where there is none."""
     problems: list[Problem] = []
-    config = _read_config(root, CONFIG_FILE, problems)
+    config = _read_config(root, CONFIG_FILE, trusted, problems)
     if config is None and not problems:
         hint = "add the model's config.json: without it the engines load nothing"
         problems.append(Problem(Fault.CONFIG_UNREADABLE, f"There is no {CONFIG_FILE}", (CONFIG_FILE,), hint=hint))
-    return config or {}, _read_config(root, QUANT_FILE, problems), problems
+    return config or {}, _read_config(root, QUANT_FILE, trusted, problems), problems
 
 
-def _read_config(root: Path, file: str, problems: list[Problem]) -> Mapping[str, Any] | None:
+def _read_config(root: Path, file: str, trusted: Sequence[Path], problems: list[Problem]) -> Mapping[str, Any] | None:
     try:
-        raw = _read_whole(root, file, LARGEST_CONFIG)
+        raw = _read_whole(root, file, LARGEST_CONFIG, trusted)
         if raw is None:
             return None
         document = parse_document(raw, file, nan=True)
