@@ -28,6 +28,10 @@ class FormatError(MtpfixError):
     """A file breaks the format it claims to follow."""
 
 
+class TensorError(MtpfixError):
+    """A tensor cannot be converted: its numbers, its shape or its dtype stand in the way; the message names it."""
+
+
 class NothingToCheck(MtpfixError):
     """There is no checkpoint here: no safetensors file, and no index that names one."""
 

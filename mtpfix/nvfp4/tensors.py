@@ -1,0 +1,266 @@
+"""Whole tensors to NVFP4 and back: what is accepted, what is shared, and which path computes.
+
+Knows shapes, dtypes, refusals, experts and groups. Leaves every number to a path: `reference` is one, and the others
+have the same three functions `measure`, `pack` and `unpack`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mtpfix.errors import TensorError
+from mtpfix.nvfp4 import reference
+from mtpfix.nvfp4.format import (
+    BLOCK,
+    FP8_BLOCK,
+    LEAST_GLOBAL,
+    RANGE,
+    ZERO_GLOBAL,
+    called,
+    check_global_scale,
+    check_shape,
+    refuse_numbers,
+)
+
+PLAIN = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class Quantized(NamedTuple):
+    """One tensor in NVFP4, as ModelOpt stores it.
+
+    `packed` is uint8 [..., rows, columns / 2], the even column in the low nibble (`weight`); `block_scale`
+    float8_e4m3fn [..., rows, columns / 16], row by row (`weight_scale`); `global_scale` float32 [], for experts
+    [experts] (`weight_scale_2`). A weight is code * block scale * global scale.
+    """
+
+    packed: Tensor
+    block_scale: Tensor
+    global_scale: Tensor
+
+
+class Path(Protocol):
+    """What computes: a module whose functions take matrices on one kind of device."""
+
+    def measure(self, weight: Tensor, scale_inv: Tensor | None = None) -> float:
+        """Return the largest magnitude; NaN or infinity where the matrix holds one."""
+
+    def pack(
+        self, weight: Tensor, global_scale: float, scale_inv: Tensor | None = None, *, scale_search: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return codes and block scales."""
+
+    def unpack(self, packed: Tensor, block_scale: Tensor, global_scale: float, dtype: torch.dtype) -> Tensor:
+        """Return the matrix that codes and scales stand for."""
+
+
+def quantize(
+    weight: Tensor,
+    *,
+    global_scale: float | Tensor | None = None,
+    scale_search: bool = False,
+    device: torch.device | str | None = None,
+    scale_inv: Tensor | None = None,
+    name: str | None = None,
+) -> Quantized:
+    """Quantize a weight to NVFP4 exactly as ModelOpt does on a CPU.
+
+    `weight` is BF16, FP16 or FP32, [rows, columns] or [experts, rows, columns] with columns a multiple of 16, or E4M3
+    with `scale_inv` ([..., rows / 128, columns / 128], rounded up: `weight_scale_inv`), which is converted by way of
+    BF16. `global_scale` is amax / 2688 unless given, one for each expert. `scale_search` chooses each block's scale by
+    its squared error instead. `device` is where it is computed and where the result lies (default: the weight's).
+
+    Raises TensorError, naming `name`, for other shapes and dtypes and for numbers that are not finite.
+    """
+    check_weight(weight, scale_inv, name)
+    place = torch.device(device) if device is not None else weight.device
+    path = path_for(place)
+    weight = weight.detach().to(place)
+    scale_inv = None if scale_inv is None else scale_inv.detach().to(place)
+    if weight.ndim == 2:
+        amax = measure_finite(path, weight, scale_inv, name)
+        scale = scale_of(amax) if global_scale is None else given_scales(global_scale, None, name)[0]
+        packed, block_scale = path.pack(weight, scale, scale_inv, scale_search=scale_search)
+        return Quantized(packed, block_scale, torch.tensor(scale, dtype=torch.float32, device=place))
+    experts, rows, columns = weight.shape
+    given = None if global_scale is None else given_scales(global_scale, experts, name)
+    whole = Quantized(
+        torch.empty((experts, rows, columns // 2), dtype=torch.uint8, device=place),
+        torch.empty((experts, rows, columns // BLOCK), dtype=torch.float8_e4m3fn, device=place),
+        torch.empty(experts, dtype=torch.float32, device=place),
+    )
+    for expert in range(experts):
+        one = quantize(
+            weight[expert],
+            global_scale=None if given is None else given[expert],
+            scale_search=scale_search,
+            scale_inv=None if scale_inv is None else scale_inv[expert],
+            name=f"{name or 'of the experts'}[{expert}]",
+        )
+        for target, source in zip(whole, one, strict=True):
+            target[expert] = source
+    return whole
+
+
+def quantize_group(
+    weights: Sequence[Tensor],
+    *,
+    scale_search: bool = False,
+    device: torch.device | str | None = None,
+    scale_invs: Sequence[Tensor | None] | None = None,
+    names: Sequence[str] | None = None,
+) -> list[Quantized]:
+    """Quantize matrices that an engine fuses (q, k and v; gate and up) with one global scale, that of their largest.
+
+    Arguments as in `quantize`, one for each weight; experts [experts, ...] share expert by expert. Raises TensorError.
+    """
+    invs = list(scale_invs) if scale_invs is not None else [None] * len(weights)
+    called_so = list(names) if names is not None else [None] * len(weights)
+    if not len(weights) == len(invs) == len(called_so):
+        raise TensorError(
+            f"{len(weights)} weights come with {len(invs)} scales and {len(called_so)} names",
+            "give one of each for each weight",
+        )
+    if len({tuple(weight.shape[:-2]) for weight in weights}) > 1:
+        raise TensorError("the weights of one group differ in their number of experts", "group them as they are fused")
+    largest: list[float] = []
+    for weight, inv, name in zip(weights, invs, called_so, strict=True):
+        check_weight(weight, inv, name)
+        place = torch.device(device) if device is not None else weight.device
+        path = path_for(place)
+        matrices = [weight] if weight.ndim == 2 else list(weight)
+        scales = [inv] * len(matrices) if inv is None or weight.ndim == 2 else list(inv)
+        amaxes = [
+            measure_finite(path, matrix.detach().to(place), None if scale is None else scale.detach().to(place), name)
+            for matrix, scale in zip(matrices, scales, strict=True)
+        ]
+        largest = [max(pair) for pair in zip(largest or amaxes, amaxes, strict=True)]
+    shared = torch.tensor([scale_of(amax) for amax in largest], dtype=torch.float32)
+    return [
+        quantize(
+            weight,
+            global_scale=shared if weight.ndim == 3 else shared[0],
+            scale_search=scale_search,
+            device=device,
+            scale_inv=inv,
+            name=name,
+        )
+        for weight, inv, name in zip(weights, invs, called_so, strict=True)
+    ]
+
+
+def dequantize(
+    packed: Tensor,
+    block_scale: Tensor,
+    global_scale: float | Tensor,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    name: str | None = None,
+) -> Tensor:
+    """Return the weight [..., rows, columns] that stored codes and scales stand for, rounded to `dtype`.
+
+    Arguments as `Quantized` holds them; `dtype` is BF16, FP16 or FP32. The product of the scales is rounded to FP32,
+    then that with the code, as ModelOpt computes. Raises TensorError for shapes and dtypes that do not belong together.
+    """
+    check_stored(packed, block_scale, dtype, name)
+    path = path_for(packed.device)
+    if packed.ndim == 2:
+        (scale,) = given_scales(global_scale, None, name)
+        return path.unpack(packed, block_scale, scale, dtype)
+    scales = given_scales(global_scale, len(packed), name)
+    experts, rows, half = packed.shape
+    weight = torch.empty((experts, rows, half * 2), dtype=dtype, device=packed.device)
+    for expert, scale in enumerate(scales):
+        weight[expert] = path.unpack(packed[expert], block_scale[expert], scale, dtype)
+    return weight
+
+
+# ------------------------------------------------------------------------------------------------- pieces
+
+
+def path_for(device: torch.device) -> Path:
+    """Return what computes on a device."""
+    del device
+    return reference
+
+
+def scale_of(amax: float) -> float:
+    """Return the global scale for a finite largest magnitude, as a binary32 number; positive even where amax is 0."""
+    if amax == 0:
+        return ZERO_GLOBAL
+    return max(float(torch.tensor(amax, dtype=torch.float32) / RANGE), LEAST_GLOBAL)
+
+
+def given_scales(value: float | Tensor, experts: int | None, name: str | None) -> list[float]:
+    """Return given global scales as numbers, one for each expert (one alone for a matrix), or raise TensorError."""
+    numbers = torch.as_tensor(value, dtype=torch.float32).detach().flatten().tolist()
+    wanted = 1 if experts is None else experts
+    if len(numbers) == 1:
+        numbers = numbers * wanted
+    if len(numbers) != wanted:
+        raise TensorError(
+            f"{len(numbers)} global scales are given for {called(name)}, which needs {wanted}",
+            "give one number for a matrix, and one or one for each expert for experts",
+        )
+    for number in numbers:
+        check_global_scale(number, name)
+    return numbers
+
+
+def measure_finite(path: Path, weight: Tensor, scale_inv: Tensor | None, name: str | None) -> float:
+    """Return the largest magnitude of a matrix, or raise TensorError saying where it is not finite."""
+    amax = path.measure(weight, scale_inv)
+    if math.isfinite(amax):
+        return amax
+    count, first, value, row = 0, None, math.nan, 0
+    for chunk in reference.rows_of(weight, scale_inv):
+        places = (~chunk.isfinite()).nonzero()
+        if len(places) and first is None:
+            first = (row + int(places[0, 0]), int(places[0, 1]))
+            value = float(chunk[int(places[0, 0]), int(places[0, 1])])
+        count += len(places)
+        row += len(chunk)
+    raise refuse_numbers(name, count, first or (), value)
+
+
+def check_weight(weight: Tensor, scale_inv: Tensor | None, name: str | None) -> None:
+    """Raise TensorError unless dtype, shape and scales of a weight are what can be quantized."""
+    dtype = str(weight.dtype).removeprefix("torch.")
+    if weight.dtype not in (*PLAIN, torch.float8_e4m3fn):
+        raise TensorError(
+            f"{called(name)} is {dtype}, which is not quantized to NVFP4",
+            "give BF16, FP16 or FP32, or float8_e4m3fn with its weight_scale_inv",
+        )
+    check_shape(tuple(weight.shape), name)
+    if (weight.dtype == torch.float8_e4m3fn) != (scale_inv is not None):
+        raise TensorError(
+            f"{called(name)} is {dtype} and comes {'with' if scale_inv is not None else 'without'} weight_scale_inv",
+            "an FP8 tensor is converted with its block scales, any other without",
+        )
+    if scale_inv is not None:
+        *front, rows, columns = weight.shape
+        wanted = (*front, -(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))
+        if tuple(scale_inv.shape) != wanted:
+            raise TensorError(
+                f"weight_scale_inv of {called(name)} has shape {tuple(scale_inv.shape)}, not {wanted}",
+                f"one scale for each {FP8_BLOCK} x {FP8_BLOCK} block is understood",
+            )
+
+
+def check_stored(packed: Tensor, block_scale: Tensor, dtype: torch.dtype, name: str | None) -> None:
+    """Raise TensorError unless codes, scales and the wanted dtype belong together."""
+    if packed.dtype != torch.uint8 or block_scale.dtype != torch.float8_e4m3fn or dtype not in PLAIN:
+        raise TensorError(
+            f"{called(name)} has codes in {packed.dtype}, scales in {block_scale.dtype}, and {dtype} is asked for",
+            "codes are uint8, scales float8_e4m3fn, and the result BF16, FP16 or FP32",
+        )
+    check_shape((*packed.shape[:-1], packed.shape[-1] * 2) if packed.ndim else (), name)
+    if tuple(block_scale.shape) != (*packed.shape[:-1], packed.shape[-1] * 2 // BLOCK):
+        raise TensorError(
+            f"{called(name)} has codes of shape {tuple(packed.shape)} and scales of shape {tuple(block_scale.shape)}",
+            "there is one scale for each 8 bytes of codes",
+        )
