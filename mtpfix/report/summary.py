@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from packaging.version import InvalidVersion, Version
 
+from mtpfix.checkpoint.ref import shown
 from mtpfix.engines import load, range_text
 from mtpfix.engines import names as engine_names
 from mtpfix.errors import EXIT_FINDINGS, EXIT_NOTHING, EXIT_OK, EXIT_UNABLE
-from mtpfix.model import Declaration, EngineReport, Outcome, Report, Severity, Verdict
+from mtpfix.model import Declaration, EngineReport, Finding, Outcome, Report, Severity, Verdict
 
 SAYS: Mapping[Verdict, tuple[str, str]] = {
     Verdict.LOADS: ("loads", "load"),
@@ -46,6 +49,23 @@ def deciding(report: Report) -> Declaration | None:
         if row.prediction.deciding is not None:
             return row.prediction.deciding
     return report.checkpoint.declarations[0] if report.checkpoint.declarations else None
+
+
+def file_to_open(report: Report, finding: Finding) -> str:
+    """Return the file a person would open to mend a finding: that of its first repair, else of the deciding block."""
+    named = (operation.file for fix in finding.fixes for operation in fix.operations if operation.file)
+    block = deciding(report)
+    return next(named, block.file if block is not None else "config.json")
+
+
+def repair_command(report: Report) -> str | None:
+    """Return the command that repairs the checkpoint as far as that is safe, None where no finding has a repair."""
+    if not any(finding.fixes for finding in report.findings):
+        return None
+    unsafe = not any(fix.safe for finding in report.findings for fix in finding.fixes)
+    ref = shlex.quote(shown(report.checkpoint.ref))
+    name = shown(PurePosixPath(report.checkpoint.ref).name) or "checkpoint"
+    return f"mtpfix patch {ref} --out {shlex.quote(f'{name}-repaired')}" + (" --unsafe-fixes" if unsafe else "")
 
 
 def _release(row: EngineReport) -> tuple[str, Version, str]:
@@ -144,3 +164,16 @@ def closing_text(codes: Sequence[int]) -> str:
     }
     said = ", ".join(f"{codes.count(code):,} {text}" for code, text in words.items() if code in codes)
     return f"{len(codes):,} checkpoints: {said}.\n"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a number of things: `1 file`, `1,024 files`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes as a person reads it, in powers of 1000: `0 bytes`, `1.2 kB`, `416.6 GB`."""
+    if size < 1000:
+        return plural(size, "byte")
+    power = next((power for power in (1, 2, 3) if size < 999.95 * 1000**power), 4)
+    return f"{size / 1000**power:,.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"

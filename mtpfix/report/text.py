@@ -19,7 +19,7 @@ from mtpfix.checkpoint.names import collapse_names, natural_key
 from mtpfix.checkpoint.ref import shown
 from mtpfix.model import Confidence, EngineReport, Finding, Fix, Outcome, Report, Severity, Verdict
 from mtpfix.report.rows import Row, rows_of
-from mtpfix.report.summary import counts, deciding, releases_ascending, verdict_clauses
+from mtpfix.report.summary import counts, deciding, plural, releases_ascending, size_text, verdict_clauses
 
 NARROWEST, WIDEST, WIDEST_PROSE = 40, 200, 120
 MODULE_WIDTH, CELL_WIDTH, GAP = 20, 13, 2
@@ -103,8 +103,8 @@ def _facts(report: Report) -> Text:
         facts.append("no quantization declared")
     else:
         facts.append(shown(" ".join(filter(None, (block.method, block.algo)))) + f" by {shown(block.file)}")
-    facts.append(_plural(len(checkpoint.shards), "file"))
-    facts.append(_plural(checkpoint.tensor_count, "tensor"))
+    facts.append(plural(len(checkpoint.shards), "file"))
+    facts.append(plural(checkpoint.tensor_count, "tensor"))
     facts.append(size_text(checkpoint.bytes))
     return Text(", ".join(facts), "dim", overflow="fold")
 
@@ -245,7 +245,7 @@ def _legend(lines: Sequence[Line], hidden: int, columns: Sequence[EngineReport])
     if any(_trust(column) == "partly run" for column in columns):
         parts.append("partly run: some of these releases were run, the others read")
     if hidden:
-        parts.append(f"{_plural(hidden, 'more row')} with -v")
+        parts.append(f"{plural(hidden, 'more row')} with -v")
     return Text("; ".join(parts) + ("." if parts else ""), "dim")
 
 
@@ -315,7 +315,7 @@ def _print_end(console: Console, report: Report) -> None:
             width=width,
         )
     tally = counts(report)
-    said = ", ".join(_plural(count, severity.value) for severity, count in tally.items() if count)
+    said = ", ".join(plural(count, severity.value) for severity, count in tally.items() if count)
     if not said:
         console.print(Text("No findings."), width=width)
         return
@@ -326,15 +326,3 @@ def _print_end(console: Console, report: Report) -> None:
 def _first(texts: Sequence[str], most: int, between: str) -> str:
     more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
     return between.join(shown(text) for text in texts[:most]) + more
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def size_text(size: int) -> str:
-    """Return a number of bytes as a person reads it, in powers of 1000: `0 bytes`, `1.2 kB`, `416.6 GB`."""
-    if size < 1000:
-        return _plural(size, "byte")
-    power = next((power for power in (1, 2, 3) if size < 999.95 * 1000**power), 4)
-    return f"{size / 1000**power:,.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
