@@ -7,24 +7,31 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mtpfix.model import Report
+from mtpfix.model import Ignore, Report
 
 if TYPE_CHECKING:
     from mtpfix.checkpoint.local import Progress
 
 
 def scan(
-    ref: str | os.PathLike[str], *, engines: Sequence[str] | None = None, progress: Progress | None = None
+    ref: str | os.PathLike[str],
+    *,
+    engines: Sequence[str] | None = None,
+    ignores: Sequence[Ignore] = (),
+    metadata_only: bool | None = False,
+    progress: Progress | None = None,
 ) -> Report:
     """Scan the checkpoint in a folder and return the report.
 
     `engines` are requests such as `vllm`, `vllm==0.19.*` or `vllm>=0.20,<0.24`; without them every known release of
-    every known engine is judged. `progress` is told after each shard how many of how many are read.
+    every known engine is judged. Findings that `ignores` name are left out and counted. `metadata_only` reads no header
+    and asks no engine: only what the configurations and the index say is judged; None does so where every shard is a
+    git-lfs pointer. `progress` is told after each shard how many of how many are read.
 
     Raises UsageError for a request or a path that makes no sense, NothingToCheck where no checkpoint is; whatever can
     be said of a damaged checkpoint stands in the report, with `complete` false.
@@ -37,8 +44,9 @@ def scan(
     collecting = gc.isenabled()
     gc.disable()  # a scan makes hundreds of thousands of objects and no cycles: looking for some costs time for nothing
     try:
-        checkpoint = open_checkpoint(ref, progress=progress)
-        return judge(checkpoint, engines, partial(read_scalars, checkpoint))
+        pointers = metadata_only is None
+        checkpoint = open_checkpoint(ref, progress=progress, headers=not metadata_only, pointers=pointers)
+        return judge(checkpoint, engines, partial(read_scalars, checkpoint), ignores)
     finally:
         if collecting:
             gc.enable()
@@ -49,12 +57,7 @@ def choose_rules(report: Report, select: Sequence[str], ignore: Sequence[str]) -
 
     Raises UsageError for a text that chooses no rule.
     """
-    from mtpfix.errors import UsageError
-    from mtpfix.rules import all_rules
-
-    for text in (*select, *ignore):
-        if not any(_chooses(text, rule.code, rule.name) for rule in all_rules()):
-            raise UsageError(f"no rule is called {text!r}", "`mtpfix explain` without a rule lists them all")
+    check_rules((*select, *ignore))
     return replace(
         report,
         findings=tuple(
@@ -64,6 +67,16 @@ def choose_rules(report: Report, select: Sequence[str], ignore: Sequence[str]) -
             and not any(_chooses(text, finding.rule, finding.name) for text in ignore)
         ),
     )
+
+
+def check_rules(texts: Iterable[str]) -> None:
+    """Raise UsageError for a text that chooses no rule."""
+    from mtpfix.errors import UsageError
+    from mtpfix.rules import all_rules
+
+    for text in texts:
+        if not any(_chooses(text, rule.code, rule.name) for rule in all_rules()):
+            raise UsageError(f"no rule is called {text!r}", "`mtpfix explain` without a rule lists them all")
 
 
 def _chooses(text: str, code: str, name: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -225,6 +226,7 @@ class Checkpoint:
     `unread` names shards whose header could not be read; while it is not empty nothing is called clean. `has_index` is
     whether an index says where tensors lie; `lost` are names it holds that no file does (`{}` for expert numbers).
     `trusted` are folders outside `root` that its links may lead into.
+    Where `headers` is False no shard was opened: `tensors` is empty, and `lost` holds every name of the index.
     """
 
     ref: str
@@ -239,6 +241,7 @@ class Checkpoint:
     has_index: bool
     lost: tuple[str, ...] = ()
     trusted: tuple[Path, ...] = ()
+    headers: bool = True
 
     @property
     def bytes(self) -> int:
@@ -355,6 +358,23 @@ class Fix:
 
 
 @dataclass(frozen=True, slots=True)
+class Ignore:
+    """Findings that are known and accepted: `rule` is a code, its beginning or a name, `module` a glob.
+
+    From the day after `until` on it holds no longer.
+    """
+
+    rule: str
+    reason: str
+    module: str = "*"
+    until: date | None = None
+
+    def expired(self, today: date) -> bool:
+        """Return whether it holds no longer."""
+        return self.until is not None and today > self.until
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRange:
     """Releases of one engine, in order, that a finding concerns; `text` is how a person reads it (`vllm <=0.19.1`)."""
 
@@ -411,7 +431,7 @@ class MtpSummary:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of a scan of one checkpoint."""
+    """The result of a scan of one checkpoint; `ignored` counts findings that were left out as known and accepted."""
 
     checkpoint: Checkpoint
     architecture: str | None
@@ -422,6 +442,7 @@ class Report:
     findings: tuple[Finding, ...]
     complete: bool
     notes: Sequence[str] = ()
+    ignored: int = 0
 
     @property
     def judged(self) -> bool:
@@ -438,7 +459,7 @@ class Report:
             return EXIT_UNABLE
         if level is not None and any(finding.severity.reaches(level) for finding in self.findings):
             return EXIT_FINDINGS
-        return EXIT_OK if self.judged else EXIT_NOTHING
+        return EXIT_OK if self.judged or not self.checkpoint.headers else EXIT_NOTHING
 
     def raise_if_failed(self, level: Severity | Literal["error", "warning", "note"] = Severity.ERROR) -> None:
         """Raise FindingsError for a finding that reaches `level`, MtpfixError when anything stayed unread."""

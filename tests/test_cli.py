@@ -329,9 +329,9 @@ def test_progress_is_shown_on_a_terminal_and_leaves_the_report_alone(
     slow = (
         "import mtpfix.api, time\n"
         "scan = mtpfix.api.scan\n"
-        "def slowly(ref, *, engines, progress):\n"
+        "def slowly(ref, **options):\n"
         "    time.sleep(0.4)\n"
-        "    return scan(ref, engines=engines, progress=progress)\n"
+        "    return scan(ref, **options)\n"
         "mtpfix.api.scan = slowly\n"
     )
     controller, terminal = pty.openpty()
@@ -448,6 +448,7 @@ def test_version_and_help() -> None:
     text = run("--help").out
     assert re.findall(r"^  (\w+) ", text.partition("Commands:")[2], re.MULTILINE) == [
         "scan",
+        "check",
         "engines",
         "families",
         "explain",

@@ -85,7 +85,7 @@ def compare(
                 index.places.get(name, ()), stored.get(name, ()), indexed, open_ended
             ):
                 samples[kind].add(name, number, *files)
-    problems = [*_absent_shards(absent), *_unindexed_shards(indexed, stored, data_sizes), *_told(**samples)]
+    problems = [*absent_shards(absent), *_unindexed_shards(indexed, stored, data_sizes), *_told(**samples)]
     if not problems and not open_ended and index.total_size is not None:
         problems += _total_size(index.total_size, sum(data_sizes[file] for file in index.files))
     return problems
@@ -282,7 +282,8 @@ def _told(**samples: _Sample) -> list[Problem]:
     return problems
 
 
-def _absent_shards(absent: Sequence[str]) -> Iterator[Problem]:
+def absent_shards(absent: Sequence[str]) -> Iterator[Problem]:
+    """Yield the problem of files that the index names and the folder lacks, if there are any."""
     if absent:
         text = f"The index names {_counted(len(absent), 'file')} that {'is' if len(absent) == 1 else 'are'} not there: "
         hint = f"download what is missing, or {_REBUILD}"

@@ -18,7 +18,16 @@ from typing import Any, NoReturn, TypeAlias
 from mtpfix.checkpoint.document import parse_document
 from mtpfix.checkpoint.folder import opened
 from mtpfix.checkpoint.header import Header, LfsPointerError, is_odd, read_at, read_header
-from mtpfix.checkpoint.index import INDEX_FILE, LARGEST_INDEX, SAMPLE, Index, compare, lost_names, parse_index
+from mtpfix.checkpoint.index import (
+    INDEX_FILE,
+    LARGEST_INDEX,
+    SAMPLE,
+    Index,
+    absent_shards,
+    compare,
+    lost_names,
+    parse_index,
+)
 from mtpfix.checkpoint.quant import read_declarations
 from mtpfix.checkpoint.ref import PathRefusedError, resolve, shown
 from mtpfix.errors import FormatError, NothingToCheck, UsageError
@@ -65,18 +74,26 @@ class _Reading:
 
 
 def open_checkpoint(
-    ref: str | os.PathLike[str], *, progress: Progress | None = None, trusted: Sequence[Path] = ()
+    ref: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+    trusted: Sequence[Path] = (),
+    headers: bool = True,
+    pointers: bool = False,
 ) -> Checkpoint:
     """Return everything that the headers and configurations in the folder `ref` say.
 
     Its shards are all files `*.safetensors` in the folder, and those the index names. Whatever is wrong with a file or
     between files stands in `problems`. `progress` is told after each shard how many of how many are read.
-    `trusted` are folders that links in this one may lead into, besides itself and its Hub cache.
+    `trusted` are folders that links in this one may lead into, besides itself and its Hub cache. Without `headers` no
+    shard is opened; with `pointers` none where all are git-lfs pointers.
 
     Raises UsageError if `ref` is no folder that can be listed, NothingToCheck if there is neither a shard nor an index.
     """
     root = resolve(ref)
     shards = _listed(root)
+    if not headers or (pointers and _only_pointers(root, shards, trusted)):
+        return _open_metadata(ref, root, shards, trusted)
     reading = _Reading()
     with ThreadPoolExecutor(1) as pool:  # the compiled reader parses the index while the headers are read
         pending = pool.submit(_read_index, root, trusted)
@@ -120,6 +137,42 @@ def open_checkpoint(
         has_index=index is not None and index.usable,
         trusted=tuple(trusted),
         lost=lost_names(index, tensors, reading.unread),
+    )
+
+
+def _only_pointers(root: Path, shards: Sequence[str], trusted: Sequence[Path]) -> bool:
+    """Return whether there are shards and every one of them is a git-lfs pointer; the first that is none decides."""
+    reading = _Reading()
+    for shard in shards:
+        _read_shard(root, shard, reading, trusted)
+        if reading.headers or reading.problems:
+            return False
+    return bool(reading.pointers)
+
+
+def _open_metadata(
+    ref: str | os.PathLike[str], root: Path, shards: Sequence[str], trusted: Sequence[Path]
+) -> Checkpoint:
+    """Return what the configurations and the index say: of every name in it no file was seen to hold it."""
+    has_index, index = _read_index(root, trusted)
+    config, quant, problems = _read_configs(root, trusted)
+    if not shards and not has_index and not config:
+        _fail_empty(root)
+    absent = [file for file in index.files if file not in shards] if index else []
+    return Checkpoint(
+        ref=os.fspath(ref),
+        root=root,
+        revision=_revision(root),
+        config=config,
+        declarations=read_declarations(config, quant),
+        shards=(),
+        tensors=(),
+        problems=(*problems, *(index.problems if index else ()), *absent_shards(absent)),
+        unread=(),
+        has_index=index is not None and index.usable,
+        lost=lost_names(index, (), ()),
+        trusted=tuple(trusted),
+        headers=False,
     )
 
 

@@ -170,7 +170,7 @@ def screen(color: Literal["auto", "always", "never"], output: Path | None) -> tu
     width = shutil.get_terminal_size((FALLBACK_WIDTH, 24)).columns
     if color != "auto":
         return width, color == "always"
-    if os.environ.get("NO_COLOR") or output is not None:
+    if os.environ.get("NO_COLOR") or os.environ.get("AI_AGENT") or output is not None:
         return width, False
     if os.environ.get("FORCE_COLOR", "0") not in ("", "0"):
         return width, True
@@ -180,7 +180,8 @@ def screen(color: Literal["auto", "always", "never"], output: Path | None) -> tu
 @contextmanager
 def progress_bar(*, wanted: bool) -> Iterator[Progress | None]:
     """Show a bar on standard error while files are read, where that is a terminal and it takes long enough to see."""
-    if not (wanted and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"):
+    plain = os.environ.get("TERM") == "dumb" or os.environ.get("AI_AGENT")
+    if not wanted or plain or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console

@@ -100,6 +100,8 @@ class Subject:
             return MtpSummary(0, present=False, tensors=0)
         prefixes = branch_prefixes(self.family, self.numbers)
         count = sum(tensor.count for tensor in self.checkpoint.tensors if tensor.name.startswith(prefixes))
+        if not self.checkpoint.headers:
+            count = sum(name.startswith(prefixes) for name in self.checkpoint.lost)
         declared = self.numbers.mtp if self.numbers.declared else 0
         return MtpSummary(declared, present=count > 0, tensors=count, prefixes=prefixes)
 

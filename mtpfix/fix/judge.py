@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 from mtpfix.engines import resolve_requests
 from mtpfix.engines.predict import Subject
 from mtpfix.fix.suggest import suggest
-from mtpfix.model import Checkpoint, Fault, Report
+from mtpfix.model import Checkpoint, Fault, Finding, Ignore, Report
 from mtpfix.rules import run
 from mtpfix.rules.context import Context, Scalars
 
 
-def judge(checkpoint: Checkpoint, engines: Sequence[str] | None = None, scalars: Scalars | None = None) -> Report:
+def judge(
+    checkpoint: Checkpoint,
+    engines: Sequence[str] | None = None,
+    scalars: Scalars | None = None,
+    ignores: Sequence[Ignore] = (),
+) -> Report:
     """Return the report on a checkpoint for the engines asked for (None: every known release of every known engine).
 
-    `scalars` reads the values of one-element tensors; without it rules that compare scales stay silent. Raises
-    UsageError for a request that names no known engine or release.
+    `scalars` reads the values of one-element tensors; without it rules that compare scales stay silent. Findings that
+    `ignores` name are left out and counted. Where the checkpoint's headers were not read, no engine is asked about.
+    Raises UsageError for a request that names no known engine or release, and for an ignore that names no rule.
     """
     subject = Subject(checkpoint)
-    context = Context(subject, tuple(resolve_requests(engines)), scalars)
-    findings = suggest(context, run(context))
+    requests = tuple(resolve_requests(engines))
+    context = Context(subject, requests if checkpoint.headers else (), scalars, tuple(ignores))
+    found = run(context)
+    accepted = [one for one in ignores if not one.expired(context.today)]
+    kept = [finding for finding in found if not any(_ignores(one, finding) for one in accepted)]
+    findings = suggest(context, kept)
     return Report(
         checkpoint=checkpoint,
         architecture=subject.architecture,
@@ -30,7 +41,17 @@ def judge(checkpoint: Checkpoint, engines: Sequence[str] | None = None, scalars:
         engines=context.engine_reports(),
         findings=findings,
         complete=is_complete(checkpoint),
+        notes=() if checkpoint.headers else (NO_HEADERS,),
+        ignored=len(found) - len(kept),
     )
+
+
+NO_HEADERS = "only the configurations and the index were judged: no header of a shard was read, no engine asked about"
+
+
+def _ignores(ignore: Ignore, finding: Finding) -> bool:
+    named = finding.rule.startswith(ignore.rule.upper()) or finding.name == ignore.rule.lower()
+    return named and fnmatchcase(finding.module, ignore.module)
 
 
 def is_complete(checkpoint: Checkpoint) -> bool:

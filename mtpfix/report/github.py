@@ -66,9 +66,14 @@ def _command(name: str, text: str, **properties: str) -> str:
 
 
 def _data(text: str) -> str:
-    lines = (shown(line, LONGEST).replace("%", "%25") for line in text.strip("\n").split("\n"))
+    lines = (_printable(line) for line in text.strip("\n").split("\n"))
     return "%0A".join(lines)
 
 
 def _property(text: str) -> str:
-    return shown(text, LONGEST).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
+    return _printable(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def _printable(text: str) -> str:
+    """Return text without a line's end and without the older form of a command, `##[...]`, which counts anywhere."""
+    return shown(text, LONGEST).replace("##[", "# #[").replace("%", "%25")

@@ -43,6 +43,7 @@ class SummaryV1(TypedDict):
     errors: int
     warnings: int
     notes: int
+    ignored: Annotated[int, "findings that settings name as known and accepted: they stand nowhere else"]
 
 
 class QuantizationV1(TypedDict):
@@ -203,6 +204,7 @@ def to_document(report: Report, level: Severity | None = Severity.ERROR) -> Repo
             "errors": tally[Severity.ERROR],
             "warnings": tally[Severity.WARNING],
             "notes": tally[Severity.NOTE],
+            "ignored": report.ignored,
         },
         "checkpoint": _checkpoint(report),
         "engines": [_engine(row, report) for row in releases_ascending(report)],

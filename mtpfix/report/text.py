@@ -316,11 +316,15 @@ def _print_end(console: Console, report: Report) -> None:
         )
     tally = counts(report)
     said = ", ".join(plural(count, severity.value) for severity, count in tally.items() if count)
+    ignored = f" {plural(report.ignored, 'finding')} ignored by settings." if report.ignored else ""
     if not said:
-        console.print(Text("No findings."), width=width)
+        console.print(Text(f"No findings.{ignored}"), width=width)
         return
     rules = dict.fromkeys(finding.rule for finding in report.findings)
-    console.print(Text(f"{said}. More on a rule: mtpfix explain {shown(next(iter(rules)))}"), width=width)
+    console.print(
+        Text(f"{said}. {ignored and ignored[1:] + ' '}More on a rule: mtpfix explain {shown(next(iter(rules)))}"),
+        width=width,
+    )
 
 
 def _first(texts: Sequence[str], most: int, between: str) -> str:

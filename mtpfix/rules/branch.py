@@ -11,7 +11,7 @@ from mtpfix.rules.findings import bundle, finding, plain_finding
 from mtpfix.rules.registry import Rule, rule
 
 
-@rule("MTP101", "mtp-absent", Severity.ERROR)
+@rule("MTP101", "mtp-absent", Severity.ERROR, metadata=True)
 def mtp_absent(context: Context, this: Rule) -> Iterator[Finding]:
     """The configuration declares MTP layers whose tensors are not in the checkpoint.
 
@@ -32,11 +32,12 @@ def mtp_absent(context: Context, this: Rule) -> Iterator[Finding]:
             amount = "its tensors lie in a file that the index does not name"
         message = f"config.json declares {declared} MTP layer{'s' * (declared != 1)}, but {amount}; the engine {says}."
         yield finding(context, this, group, message)
-    if declared and mtp.declared and not mtp.present and not found:
+    known = context.checkpoint.headers or context.checkpoint.has_index
+    if declared and mtp.declared and not mtp.present and not found and known:
         yield plain_finding(this, f"config.json declares {declared} MTP layers, but no tensor of the branch is stored.")
 
 
-@rule("MTP102", "mtp-undeclared", Severity.WARNING)
+@rule("MTP102", "mtp-undeclared", Severity.WARNING, metadata=True)
 def mtp_undeclared(context: Context, this: Rule) -> Iterator[Finding]:
     """Tensors of an MTP branch are stored, but the configuration declares no MTP layer.
 

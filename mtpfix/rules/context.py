@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 
 from mtpfix.engines import Engine, Request, range_text
@@ -21,6 +22,7 @@ from mtpfix.model import (
     EngineRange,
     EngineReport,
     Event,
+    Ignore,
     ModelPrediction,
     Prediction,
     Role,
@@ -50,11 +52,13 @@ class Release:
 
 @dataclass(frozen=True)
 class Context:
-    """A checkpoint under judgement: `requests` are the engines and releases asked for."""
+    """A checkpoint under judgement: `requests` are the engines and releases asked for, `ignores` what is accepted."""
 
     subject: Subject
     requests: tuple[Request, ...]
     scalars: Scalars | None = None
+    ignores: tuple[Ignore, ...] = ()
+    today: date = field(default_factory=date.today)
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -18,7 +18,7 @@ def _problems(context: Context, this: Rule, *faults: Fault) -> Iterator[Finding]
             yield plain_finding(this, f"{problem.message.rstrip('.')}.{hint}", module=module, count=problem.count)
 
 
-@rule("MTP501", "shard-absent", Severity.ERROR)
+@rule("MTP501", "shard-absent", Severity.ERROR, metadata=True)
 def shard_absent(context: Context, this: Rule) -> Iterator[Finding]:
     """The index names a shard that is not in the folder.
 
@@ -91,7 +91,7 @@ def total_size(context: Context, this: Rule) -> Iterator[Finding]:
     yield from _problems(context, this, Fault.TOTAL_SIZE)
 
 
-@rule("MTP508", "path-refused", Severity.ERROR)
+@rule("MTP508", "path-refused", Severity.ERROR, metadata=True)
 def path_refused(context: Context, this: Rule) -> Iterator[Finding]:
     """The index names a path that leaves the folder, or a file is not a plain file inside it.
 
@@ -102,7 +102,7 @@ def path_refused(context: Context, this: Rule) -> Iterator[Finding]:
     yield from _problems(context, this, Fault.PATH_REFUSED)
 
 
-@rule("MTP509", "unreadable", Severity.ERROR)
+@rule("MTP509", "unreadable", Severity.ERROR, metadata=True)
 def unreadable(context: Context, this: Rule) -> Iterator[Finding]:
     """A file cannot be read or breaks its format, so part of the checkpoint was not judged.
 

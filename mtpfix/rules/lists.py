@@ -22,7 +22,7 @@ def _top(context: Context) -> Declaration | None:
     return next((one for one in context.checkpoint.declarations if one.file == CONFIG and one.path == TOP), None)
 
 
-@rule("MTP401", "config-files-disagree", Severity.WARNING)
+@rule("MTP401", "config-files-disagree", Severity.WARNING, metadata=True)
 def config_files_disagree(context: Context, this: Rule) -> Iterator[Finding]:
     """config.json and hf_quant_config.json declare different things.
 
@@ -41,7 +41,7 @@ def config_files_disagree(context: Context, this: Rule) -> Iterator[Finding]:
         yield plain_finding(this, message, count=len(differences))
 
 
-@rule("MTP402", "stale-nested-block", Severity.WARNING)
+@rule("MTP402", "stale-nested-block", Severity.WARNING, metadata=True)
 def stale_nested_block(context: Context, this: Rule) -> Iterator[Finding]:
     """A nested quantization block contradicts the one at the top of config.json.
 
@@ -61,7 +61,7 @@ def stale_nested_block(context: Context, this: Rule) -> Iterator[Finding]:
             )
 
 
-@rule("MTP403", "declaration-not-understood", Severity.WARNING)
+@rule("MTP403", "declaration-not-understood", Severity.WARNING, metadata=True)
 def declaration_not_understood(context: Context, this: Rule) -> Iterator[Finding]:
     """Part of a quantization block is not known to this tool, so what it means was not judged.
 

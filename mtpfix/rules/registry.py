@@ -15,12 +15,16 @@ Judge = Callable[[Context, "Rule"], Iterable[Finding]]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule: `code` is stable, `name` is how people say it, `judge` yields its findings."""
+    """One rule: `code` is stable, `name` is how people say it, `judge` yields its findings.
+
+    `metadata` says that it needs no header of a shard.
+    """
 
     code: str
     name: str
     severity: Severity
     judge: Judge
+    metadata: bool = False
 
     @property
     def documentation(self) -> str:
@@ -36,11 +40,11 @@ class Rule:
 _RULES: dict[str, Rule] = {}
 
 
-def rule(code: str, name: str, severity: Severity) -> Callable[[Judge], Judge]:
+def rule(code: str, name: str, severity: Severity, *, metadata: bool = False) -> Callable[[Judge], Judge]:
     """Register a function as the rule of this code."""
 
     def register(judge: Judge) -> Judge:
-        _RULES[code] = Rule(code, name, severity, judge)
+        _RULES[code] = Rule(code, name, severity, judge, metadata)
         return judge
 
     return register

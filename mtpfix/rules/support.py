@@ -10,7 +10,7 @@ from mtpfix.rules.findings import bundle, finding, plain_finding
 from mtpfix.rules.registry import Rule, rule
 
 
-@rule("MTP601", "architecture-unknown", Severity.NOTE)
+@rule("MTP601", "architecture-unknown", Severity.NOTE, metadata=True)
 def architecture_unknown(context: Context, this: Rule) -> Iterator[Finding]:
     """No family file knows the architecture, so only what is stored and what is declared was judged.
 

@@ -14,5 +14,5 @@ HOSTILE = {
     "control": "nul\x00 back\x08 del\x7f c1\x9b31m",
     "invisible": "zero\u200bwidth\u200f\ufeff\u00ad",
     "long": "x" * 100_000,
-    "placeholders": "%s {0} {} {name} :warning: $(id) `id`",
+    "placeholders": "%s {0} {} {name} :warning: $(id) `id` ##[error]x ::error::y <b>@all</b>",
 }

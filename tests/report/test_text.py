@@ -7,7 +7,8 @@ import pytest
 from rich.cells import cell_len
 
 from mtpfix.model import Confidence, Format, Outcome, Report, Severity, Verdict
-from mtpfix.report.text import render, render_verdict, size_text
+from mtpfix.report.summary import size_text
+from mtpfix.report.text import render, render_verdict
 from tests.report import samples
 from tests.report.hostile import HOSTILE
 

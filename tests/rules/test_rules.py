@@ -7,6 +7,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from mtpfix import Report, scan
 from mtpfix.engines import load
-from mtpfix.model import Finding, Severity, Verdict
+from mtpfix.model import Finding, Ignore, Severity, Verdict
 from mtpfix.rules import all_rules, find
 from tests.checkpoints import VARIANTS, Tensor, build, flat, plan, tensors_of, write, write_shard
 from tests.families import FAMILIES
@@ -214,6 +215,7 @@ class Case:
     variant: str
     change: Change = keep
     engine: str = NEWEST
+    ignores: tuple[Ignore, ...] = ()
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
@@ -284,6 +286,10 @@ PAIRS: dict[str, tuple[Case, Case]] = {
     ),
     "MTP602": (Case("step3p5", "compressed-tensors"), Case("step3p7", "excluded-glob")),
     "MTP603": (Case("qwen3_5", "excluded-glob", engine="vllm==0.11.2"), GOOD),
+    "MTP701": (
+        Case("qwen3_5", "excluded-glob", ignores=(Ignore("MTP603", "old releases.", until=date(2020, 1, 1)),)),
+        Case("qwen3_5", "excluded-glob", ignores=(Ignore("MTP603", "old releases.", until=date(9999, 1, 1)),)),
+    ),
 }  # fmt: skip
 
 
@@ -308,7 +314,7 @@ def judge(case: Case, fixtures: Fixtures, folder: Path) -> Report:
     copy = folder / "model"
     shutil.copytree(fixtures(case.family, case.variant), copy)
     case.change(copy)
-    return scan(copy, engines=[case.engine])
+    return scan(copy, engines=[case.engine], ignores=case.ignores)
 
 
 def of(report: Report, code: str) -> list[Finding]:
