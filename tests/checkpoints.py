@@ -147,7 +147,12 @@ VARIANTS = {
         Variant("nothing-excluded", "branch in BF16, not listed", lists="target"),
         Variant("branch-nvfp4", "decoder linears of the branch packed, glue BF16 and listed", "exact", "linears"),
         Variant("all-nvfp4", "branch packed with its glue, not listed", "target", "all"),
-        Variant("missing", "MTP declared, no tensor of it there", branch="absent"),
+        Variant(
+            "missing",
+            "MTP declared, no tensor of it there",
+            branch="absent",
+            families=tuple(name for name, family in FAMILIES.items() if family.declares),
+        ),
         Variant("config-only", "quantization declared in config.json alone", files="config"),
         Variant("hf-quant-only", "quantization declared in hf_quant_config.json alone", files="hf"),
         Variant("mixed", "MIXED_PRECISION: an allow-list, the branch in BF16 and in no list", dialect="mixed"),
@@ -188,7 +193,7 @@ def _specialise(family: Family, variant: Variant) -> Variant:
             return replace(variant, lists="glob", arrays="whole")
         case "step3p7":
             return replace(variant, lists="glob", branch="absent", arrays="short")
-        case "glm4_moe":
+        case "glm4_moe" | "mimo" | "mimo_v2" | "ernie4_5_moe":
             return replace(variant, lists="glob")
         case _:
             return variant
@@ -325,9 +330,13 @@ FUSED = {
 }  # fmt: skip
 
 
-def engine_name(family: Family, module: Module) -> str:
+def engine_name(family: Family, module: Module, config: Config) -> str:
     """Return the name that vLLM asks its lists with for a linear of the branch."""
     name = re.sub(r"\.experts\..*", ".experts", module.name)
+    for old, new in family.renamed.items():
+        if name.startswith(old):
+            name = new.replace("{N}", str(config["num_hidden_layers"])) + name.removeprefix(old)
+            break
     layer = re.match(r"model\.layers\.\d+\.", name)
     if module.kind is Kind.HEAD and layer:
         return layer[0] + family.head
@@ -358,13 +367,14 @@ def excludes_of(
         return exact + [f"re:^{re.escape(glob.removesuffix('*'))}\\..*" for glob in family.globs(config)]
     if variant.lists == "exact":
         branch = [module for module in branch if not module.name.endswith(variant.unlisted or ("\0",))]
-        return sorted(name for module in (*target, *branch) for name in module.names)
+        return sorted([*family.listed, *(name for module in (*target, *branch) for name in module.names)])
     entries = summarise((module.name for module in target), quantized)
     if variant.lists == "glob" and variant.declares:
         entries += family.globs(config)
     elif variant.lists == "engine":
-        entries += {engine_name(family, module) for module in branch if module.kind is not Kind.ROUTER}
-    return sorted(entries)
+        text = config.get("text_config", config)
+        entries += {engine_name(family, module, text) for module in branch if module.kind is not Kind.ROUTER}
+    return sorted({*entries, *family.listed})
 
 
 def deepseek_published(layers: int, dense: int) -> list[str]:

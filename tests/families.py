@@ -1,4 +1,4 @@
-"""Seven model families as their public checkpoints have them: configurations, and every module with its shape.
+"""Model families as their public checkpoints have them: configurations, and every module with its shape.
 
 Knows names and shapes on disk, at the published size and at one small enough for a test. Refuses to know formats,
 lists and files: `tests.checkpoints` decides those. Numbers are the published ones; those of Step-3.7's vision tower
@@ -389,6 +389,116 @@ def _latent_experts(root: str, config: Config, part: Part) -> Iterator[Module]:
     yield Module(f"{root}.shared_experts.down_proj", (hidden, shared), Kind.SHARED, part)
     yield Module(f"{root}.experts.{{}}.up_proj", (width, latent), Kind.EXPERT, part, experts=count)
     yield Module(f"{root}.experts.{{}}.down_proj", (latent, width), Kind.EXPERT, part, experts=count)
+
+
+# ------------------------------------------------------------------------------------- MiMo, MiMo-V2, ERNIE
+
+
+def _grouped(root: str, config: Config, part: Part, *, bias: bool = False) -> Iterator[Module]:
+    """Yield grouped-query attention without norms on queries and keys."""
+    for module in _attention(root, config, part, bias=bias):
+        if not module.name.endswith(("q_norm", "k_norm")):
+            yield module
+
+
+def mimo(config: Config, layout: Layout) -> Iterator[Module]:
+    """Yield MiMo: dense layers with biased attention, MTP under `model.mtp_layers.`."""
+    del layout
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    yield plain("model.embed_tokens", vocabulary, hidden)
+    for index in range(config["num_hidden_layers"]):
+        yield from _mimo_layer(f"model.layers.{index}", config, "target")
+    yield plain("model.norm", hidden)
+    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
+    for index in range(config.get("num_nextn_predict_layers", 0)):
+        root = f"model.mtp_layers.{index}"
+        for name in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
+            yield plain(f"{root}.{name}", hidden, part="branch")
+        yield Module(f"{root}.input_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
+        yield from _mimo_layer(root, config, "branch")
+
+
+def _mimo_layer(root: str, config: Config, part: Part) -> Iterator[Module]:
+    hidden = config["hidden_size"]
+    yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
+    yield from _grouped(f"{root}.self_attn", config, part, bias=config["attention_bias"])
+    yield from _mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, part)
+
+
+def mimo_v2(config: Config, layout: Layout) -> Iterator[Module]:
+    """Yield MiMo-V2-Flash: full and windowed attention, experts, MTP under `model.mtp.layers.` with a window."""
+    del layout
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    yield plain("model.embed_tokens", vocabulary, hidden)
+    for index, windowed in enumerate(config["hybrid_layer_pattern"]):
+        root = f"model.layers.{index}"
+        yield from norms("target", hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
+        yield from _mimo_v2_attention(f"{root}.self_attn", config, "target", windowed=bool(windowed))
+        if not config["moe_layer_freq"][index]:
+            yield from _mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, "target")
+            continue
+        count = config["n_routed_experts"]
+        yield Module(f"{root}.mlp.gate", (count, hidden), Kind.ROUTER)
+        yield plain(f"{root}.mlp.gate.e_score_correction_bias", count, weight="", dtype="F32")
+        yield from _experts(f"{root}.mlp.experts", (count, config["moe_intermediate_size"], hidden), "target", "each")
+    yield plain("model.norm", hidden)
+    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
+    for index in range(MIMO_V2_DEPTH):
+        root = f"model.mtp.layers.{index}"
+        for name in ("enorm", "hnorm", "input_layernorm", "pre_mlp_layernorm", "final_layernorm"):
+            yield plain(f"{root}.{name}", hidden, part="branch")
+        yield Module(f"{root}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
+        yield from _mimo_v2_attention(f"{root}.self_attn", config, "branch", windowed=True)
+        yield from _mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, "branch")
+
+
+MIMO_V2_DEPTH = 3
+"""MTP layers that MiMo-V2-Flash ships; its configuration does not say."""
+
+
+def _mimo_v2_attention(root: str, config: Config, part: Part, *, windowed: bool) -> Iterator[Module]:
+    hidden, window = config["hidden_size"], "swa_" if windowed else ""
+    heads, groups = config[f"{window}num_attention_heads"], config[f"{window}num_key_value_heads"]
+    size, values = config[f"{window}head_dim"], config[f"{window}v_head_dim"]
+    shapes = {
+        "q_proj": (heads * size, hidden),
+        "k_proj": (groups * size, hidden),
+        "v_proj": (groups * values, hidden),
+        "o_proj": (hidden, heads * values),
+    }
+    for name, shape in shapes.items():
+        yield Module(f"{root}.{name}", shape, Kind.ATTENTION, part)
+    if windowed:
+        yield plain(f"{root}.attention_sink_bias", heads, weight="", part=part)
+
+
+def ernie(config: Config, layout: Layout) -> Iterator[Module]:
+    """Yield ERNIE 4.5: experts from the second layer on, the embedding is the head, MTP in modules of its own."""
+    del layout
+    hidden = config["hidden_size"]
+    yield plain("model.embed_tokens", config["vocab_size"], hidden)
+    for index in range(config["num_hidden_layers"]):
+        root = f"model.layers.{index}"
+        yield from norms("target", hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
+        yield from _grouped(f"{root}.self_attn", config, "target")
+        if index < config["moe_layer_start_index"]:
+            yield from _mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, "target")
+            continue
+        count, width = config["moe_num_experts"], config["moe_intermediate_size"]
+        yield Module(f"{root}.mlp.gate", (count, hidden), Kind.ROUTER, dtype="F32")
+        yield plain(f"{root}.mlp.moe_statics.e_score_correction_bias", 1, count, weight="", dtype="F32")
+        shared = width * config["moe_num_shared_experts"]
+        yield from _mlp(f"{root}.mlp.shared_experts", hidden, shared, Kind.SHARED, "target")
+        yield from _experts(f"{root}.mlp.experts", (count, width, hidden), "target", "each")
+    yield plain("model.norm", hidden)
+    for index in range(config.get("num_nextn_predict_layers", 0)):
+        yield plain(f"model.mtp_emb_norm.{index}", hidden, part="branch")
+        yield plain(f"model.mtp_hidden_norm.{index}", hidden, part="branch")
+        yield Module(f"model.mtp_linear_proj.{index}", (hidden, 2 * hidden), Kind.GLUE, "branch")
+        root = f"model.mtp_block.{index}"
+        yield from norms("branch", hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
+        yield from _grouped(f"{root}.self_attn", config, "branch")
+        yield from _mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, "branch")
 
 
 # ------------------------------------------------------------------------------------------ configurations
@@ -968,6 +1078,213 @@ def _nemotron_h(size: Size) -> Config:
     }
 
 
+MIMO_CONFIGURATION = '''"""Configuration of MiMo for engines that leave its class to the checkpoint."""
+
+from transformers import Qwen2Config
+
+
+class MiMoConfig(Qwen2Config):
+    model_type = "mimo"
+
+    def __init__(self, num_nextn_predict_layers=0, attention_bias=True, **named):
+        super().__init__(**named)
+        self.num_nextn_predict_layers = num_nextn_predict_layers
+        self.attention_bias = attention_bias
+'''
+
+
+def _mimo(size: Size) -> Config:
+    """Return the configuration of MiMo-7B."""
+    config: Config = {
+        "architectures": ["MiMoForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "auto_map": {"AutoConfig": "configuration_mimo.MiMoConfig"},
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 36,
+        "model_type": "mimo",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+        "num_nextn_predict_layers": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 640000,
+        "sliding_window": 32768,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": 151680,
+    }
+    if size == "full":
+        return config
+    return config | {
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "head_dim": 32,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "max_position_embeddings": 1024,
+        "max_window_layers": 2,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "sliding_window": 1024,
+        "vocab_size": 256,
+    }
+
+
+MIMO_V2_CONFIGURATION = '''"""Configuration of MiMo-V2-Flash for engines that leave its class to the checkpoint."""
+
+from transformers import PretrainedConfig
+
+
+class MiMoV2FlashConfig(PretrainedConfig):
+    model_type = "mimo_v2_flash"
+
+    def __init__(self, **named):
+        for name, value in named.items():
+            setattr(self, name, value)
+        super().__init__(**named)
+'''
+
+
+def _mimo_v2(size: Size) -> Config:
+    """Return the configuration of MiMo-V2-Flash; a small one has values as wide as keys, for engines on a CPU."""
+    full = [index == 0 or index % 6 == 5 for index in range(48)]
+    config: Config = {
+        "add_full_attention_sink_bias": False,
+        "add_swa_attention_sink_bias": True,
+        "architectures": ["MiMoV2FlashForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attention_value_scale": 0.707,
+        "auto_map": {"AutoConfig": "configuration_mimo_v2_flash.MiMoV2FlashConfig"},
+        "eos_token_id": 151645,
+        "head_dim": 192,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "hybrid_layer_pattern": [0 if flag else 1 for flag in full],
+        "initializer_range": 0.02,
+        "intermediate_size": 16384,
+        "layernorm_epsilon": 1e-05,
+        "max_position_embeddings": 262144,
+        "model_type": "mimo_v2_flash",
+        "moe_intermediate_size": 2048,
+        "moe_layer_freq": [0] + [1] * 47,
+        "n_group": 1,
+        "n_routed_experts": 256,
+        "n_shared_experts": None,
+        "norm_topk_prob": True,
+        "num_attention_heads": 64,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 4,
+        "partial_rotary_factor": 0.334,
+        "rope_theta": 5000000,
+        "routed_scaling_factor": None,
+        "scoring_func": "sigmoid",
+        "sliding_window": 128,
+        "sliding_window_size": 128,
+        "swa_head_dim": 192,
+        "swa_num_attention_heads": 64,
+        "swa_num_key_value_heads": 8,
+        "swa_rope_theta": 10000,
+        "swa_v_head_dim": 128,
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+        "topk_method": "noaux_tc",
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "v_head_dim": 128,
+        "vocab_size": 152576,
+    }
+    if size == "full":
+        return config
+    return config | {
+        "eos_token_id": 1,
+        "head_dim": 32,
+        "hidden_size": 128,
+        "hybrid_layer_pattern": [0, 1],
+        "intermediate_size": 256,
+        "max_position_embeddings": 1024,
+        "moe_intermediate_size": 64,
+        "moe_layer_freq": [0, 1],
+        "n_routed_experts": 4,
+        "num_attention_heads": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "sliding_window": 64,
+        "sliding_window_size": 64,
+        "swa_head_dim": 32,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
+        "swa_v_head_dim": 32,
+        "v_head_dim": 32,
+        "vocab_size": 256,
+    }
+
+
+def _ernie(size: Size) -> Config:
+    """Return the configuration of ERNIE-4.5-21B-A3B."""
+    config: Config = {
+        "architectures": ["Ernie4_5_MoeForCausalLM"],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 2560,
+        "intermediate_size": 12288,
+        "max_position_embeddings": 131072,
+        "model_type": "ernie4_5_moe",
+        "moe_intermediate_size": 1536,
+        "moe_k": 6,
+        "moe_layer_end_index": 27,
+        "moe_layer_interval": 1,
+        "moe_layer_start_index": 1,
+        "moe_num_experts": 64,
+        "moe_num_shared_experts": 2,
+        "num_attention_heads": 20,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+        "num_nextn_predict_layers": 1,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_bias": False,
+        "use_cache": False,
+        "vocab_size": 103424,
+    }
+    if size == "full":
+        return config
+    return config | {
+        "head_dim": 32,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "max_position_embeddings": 1024,
+        "moe_intermediate_size": 64,
+        "moe_k": 2,
+        "moe_layer_end_index": 1,
+        "moe_num_experts": 4,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 256,
+    }
+
+
 # ------------------------------------------------------------------------------------------------ families
 
 
@@ -977,7 +1294,9 @@ class Family:
 
     `globs` cover the whole branch by its names on disk; `block` and `head` say how vLLM renames the decoder block
     and the head of an MTP layer that is numbered like a decoder layer. `files` are written beside the
-    configuration; `vision` are the roots of what is not text.
+    configuration; `vision` are the roots of what is not text. `renamed` are beginnings of names on disk and what vLLM
+    asks with in their place, `{N}` for the number of decoder layers; `listed` are names that exporters list though no
+    tensor has them; `declares` is whether the configuration names the MTP layers.
     """
 
     name: str
@@ -990,6 +1309,9 @@ class Family:
     block: str = ""
     head: str = ""
     vision: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    listed: tuple[str, ...] = ()
+    declares: bool = True
 
 
 def _mtp_glob(config: Config) -> list[str]:
@@ -1055,6 +1377,36 @@ FAMILIES = {
             nemotron,
             _mtp_glob,
             files={"configuration_nemotron_h.py": NEMOTRON_CONFIGURATION},
+        ),
+        Family(
+            "mimo",
+            "MiMo-7B",
+            _mimo,
+            mimo,
+            lambda _: ["model.mtp_layers*"],
+            files={"configuration_mimo.py": MIMO_CONFIGURATION},
+            renamed={"model.mtp_layers.0.": "model.layers.{N}."},
+        ),
+        Family(
+            "mimo_v2",
+            "MiMo-V2-Flash",
+            _mimo_v2,
+            mimo_v2,
+            lambda _: ["model.mtp*"],
+            files={"configuration_mimo_v2_flash.py": MIMO_V2_CONFIGURATION},
+            declares=False,
+        ),
+        Family(
+            "ernie4_5_moe",
+            "ERNIE-4.5-21B-A3B",
+            _ernie,
+            ernie,
+            lambda _: ["model.mtp_block*", "model.mtp_linear_proj*"],
+            renamed={
+                "model.mtp_block.0.": "model.layers.{N}.",
+                "model.mtp_linear_proj.0": "model.layers.{N}.mtp_linear_proj",
+            },
+            listed=("lm_head",),
         ),
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_variant_differs_from_its_neighbours_as_its_name_says(family: str, varia
             assert not branch
         case "branch-nvfp4" | "all-nvfp4" | "packed-glue" | "listed-packed":
             assert packed
-            glue = any(".eh_proj." in tensor.name or tensor.name == "mtp.fc.weight" for tensor in packed)
+            glue = any(re.search(r"\b(eh_proj|input_proj|mtp_linear_proj|mtp\.fc)\b", tensor.name) for tensor in packed)
             assert glue == (variant in {"all-nvfp4", "packed-glue"})
         case "branch-fp8":
             assert any(tensor.name.endswith(".weight_scale_inv") for tensor in branch)
@@ -99,7 +100,7 @@ def test_variant_differs_from_its_neighbours_as_its_name_says(family: str, varia
             assert not packed
     text = planned.config.get("text_config", planned.config)
     declared = text.get("num_nextn_predict_layers") or text.get("mtp_num_hidden_layers")
-    assert bool(declared) == (variant != "no-mtp")
+    assert bool(declared) == (variant != "no-mtp" and FAMILIES[family].declares)
     assert ("quantization_config" in planned.config) == (variant != "hf-quant-only")
     assert (planned.hf_quant_config is None) == (variant in {"config-only", "compressed-tensors"})
     assert any(tensor.name.endswith(("input_scale", "input_global_scale")) for tensor in planned.tensors) == (

@@ -373,7 +373,8 @@ def _unwritten(
     ):
         fact = loader.never_loaded
         first = next((item for _, item in present), None)
-        kind = kind_of(first, module.built, module.dialect) if first is not None else "weight-missing"
+        absent: Kind = "layer-absent" if planned.absent else "weight-missing"
+        kind = kind_of(first, module.built, module.dialect) if first is not None else absent
         yield Event(
             kind="scale-missing" if kind == "same" else kind,
             outcome=Outcome.CRASH,

@@ -270,9 +270,8 @@ def _graft(context: Context, _: Finding) -> Iterator[Fix]:
     )
     family = context.subject.family
     if family is not None:
-        keys = [
-            key for key in family.table["numbers"]["K"] if numbers and (key in numbers.decoder or key in numbers.config)
-        ]
+        known = family.table["numbers"].get("K", ())
+        keys = [key for key in known if numbers and (key in numbers.decoder or key in numbers.config)]
         off = tuple(Operation("remove-key", CONFIG, key) for key in keys)
         yield Fix(
             f"switch the branch off: remove {', '.join(keys) or 'the MTP keys'} from config.json",

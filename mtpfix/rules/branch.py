@@ -48,7 +48,7 @@ def mtp_undeclared(context: Context, this: Rule) -> Iterator[Finding]:
     """
     mtp, family = context.subject.mtp, context.subject.family
     numbers = context.subject.numbers
-    if family is None or numbers is None or numbers.mtp:
+    if family is None or numbers is None or numbers.mtp or "K" not in family.table["numbers"]:
         return
     key = family.table["numbers"]["K"][0]
     if mtp.present:

@@ -372,15 +372,45 @@ short-arrays       .           .           .           .           .           1
 """
 """Errors and warnings, `MTP` left out, in the newest release; `-` is silence, `.` a variant that a family has not."""
 
+RENAMED = """
+                   mimo         mimo_v2      ernie4_5_moe
+published          202          -            202
+excluded-glob      202          -            202
+excluded-exact     202          -            202
+excluded-engine    -            -            -
+nothing-excluded   201          201          201
+branch-nvfp4       -            203          -
+all-nvfp4          203          203          203
+missing            101          .            101
+config-only        202          -            202
+hf-quant-only      202          -            202
+mixed              -            -            -
+compressed-tensors 201          -            201
+packed-glue        202+203      203          202+203
+listed-packed      -            203+207      -
+branch-fp8         205          203+207      205
+o-proj-unlisted    201+202      -            201+202
+packed-head        202+203      203          202
+conflict           201+401      201+401      201+401
+no-input-scale     202+301      301          202+301
+weights-only       202          -            202
+fused-experts      .            .            .
+layer-arrays       .            .            .
+short-arrays       .            .            .
+no-mtp             -            -            -
+"""
+"""The same for families whose branch vLLM asks its lists for by other names, or loads without a word."""
+
 
 def cells() -> dict[tuple[str, str], set[str]]:
-    head, *rows = MATRIX.strip("\n").splitlines()
     table: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        variant, *codes = row.split()
-        for family, cell in zip(head.split(), codes, strict=True):
-            if cell != ".":
-                table[family, variant] = {f"MTP{code}" for code in cell.split("+") if code != "-"}
+    for matrix in (MATRIX, RENAMED):
+        head, *rows = matrix.strip("\n").splitlines()
+        for row in rows:
+            variant, *codes = row.split()
+            for family, cell in zip(head.split(), codes, strict=True):
+                if cell != ".":
+                    table[family, variant] = {f"MTP{code}" for code in cell.split("+") if code != "-"}
     return table
 
 
