@@ -63,6 +63,17 @@ class MtpV1(TypedDict):
     tensors: Annotated[int, "how many of its tensors are stored"]
 
 
+class DeclarationV1(TypedDict):
+    """One quantization block as written, and the list in it that names modules."""
+
+    file: str
+    key: Annotated[str, "where in that file, keys joined by dots; empty for the top level"]
+    method: str
+    algo: str | None
+    list: Annotated[str, "the key of the list: exclude_modules, ignore, modules_to_not_convert, ..."]
+    entries: list[str]
+
+
 class CheckpointV1(TypedDict):
     """What was read."""
 
@@ -71,6 +82,7 @@ class CheckpointV1(TypedDict):
     architecture: str | None
     family: str | None
     quantization: QuantizationV1
+    declarations: Annotated[list[DeclarationV1], "every quantization block, in file order"]
     mtp: MtpV1
     files: Annotated[int, "safetensors files read"]
     tensors: int
@@ -244,6 +256,17 @@ def _checkpoint(report: Report) -> CheckpointV1:
         "architecture": report.architecture,
         "family": report.family,
         "quantization": _quantization(report),
+        "declarations": [
+            {
+                "file": block.file,
+                "key": ".".join(block.path),
+                "method": block.method,
+                "algo": block.algo,
+                "list": block.exclude_key,
+                "entries": list(block.excludes),
+            }
+            for block in checkpoint.declarations
+        ],
         "mtp": {"declared": report.mtp.declared, "present": report.mtp.present, "tensors": report.mtp.tensors},
         "files": len(checkpoint.shards),
         "tensors": checkpoint.tensor_count,
