@@ -6,6 +6,7 @@ Knows sizes, limits and refusals. Computes no scale and no code, and imports no 
 from __future__ import annotations
 
 import math
+import struct
 from importlib.util import find_spec
 
 from mtpfix.errors import MtpfixError, TensorError
@@ -64,6 +65,15 @@ def check_global_scale(value: float, name: str | None = None) -> None:
             f"the global scale given for {called(name)} is {value!r}, not a finite positive number",
             "leave it out, or give amax / 2688 of the tensors that share it",
         )
+
+
+def scale_of(amax: float) -> float:
+    """Return the global scale for a finite largest magnitude, as a binary32 number; positive even where amax is 0."""
+    if amax == 0:
+        return ZERO_GLOBAL
+    # dividing in binary64 first is harmless: a quotient of two 24-bit numbers is never that close to a tie
+    (scale,) = struct.unpack("f", struct.pack("f", amax / RANGE))
+    return max(float(scale), LEAST_GLOBAL)
 
 
 def refuse_numbers(name: str | None, count: int, place: tuple[int, ...], value: float) -> TensorError:

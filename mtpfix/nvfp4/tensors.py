@@ -1,7 +1,7 @@
 """Whole tensors to NVFP4 and back: what is accepted, what is shared, and which path computes.
 
-Knows shapes, dtypes, refusals, experts and groups. Leaves every number to a path: `reference` is one, and the others
-have the same three functions `measure`, `pack` and `unpack`.
+Knows shapes, dtypes, refusals, experts and groups. Leaves every number to a path, which `paths` chooses: `reference`
+is one, and the others have the same three functions `measure`, `pack` and `unpack`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from mtpfix.nvfp4 import reference
 from mtpfix.nvfp4.format import (
     BLOCK,
     FP8_BLOCK,
-    LEAST_GLOBAL,
-    RANGE,
-    ZERO_GLOBAL,
     called,
     check_global_scale,
     check_shape,
     refuse_numbers,
+    scale_of,
 )
+from mtpfix.nvfp4.paths import path_for
 
 PLAIN = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -76,34 +75,8 @@ def quantize(
 
     Raises TensorError, naming `name`, for other shapes and dtypes and for numbers that are not finite.
     """
-    check_weight(weight, scale_inv, name)
-    place = torch.device(device) if device is not None else weight.device
-    path = path_for(place)
-    weight = weight.detach().to(place)
-    scale_inv = None if scale_inv is None else scale_inv.detach().to(place)
-    if weight.ndim == 2:
-        amax = measure_finite(path, weight, scale_inv, name)
-        scale = scale_of(amax) if global_scale is None else given_scales(global_scale, None, name)[0]
-        packed, block_scale = path.pack(weight, scale, scale_inv, scale_search=scale_search)
-        return Quantized(packed, block_scale, torch.tensor(scale, dtype=torch.float32, device=place))
-    experts, rows, columns = weight.shape
-    given = None if global_scale is None else given_scales(global_scale, experts, name)
-    whole = Quantized(
-        torch.empty((experts, rows, columns // 2), dtype=torch.uint8, device=place),
-        torch.empty((experts, rows, columns // BLOCK), dtype=torch.float8_e4m3fn, device=place),
-        torch.empty(experts, dtype=torch.float32, device=place),
-    )
-    for expert in range(experts):
-        one = quantize(
-            weight[expert],
-            global_scale=None if given is None else given[expert],
-            scale_search=scale_search,
-            scale_inv=None if scale_inv is None else scale_inv[expert],
-            name=f"{name or 'of the experts'}[{expert}]",
-        )
-        for target, source in zip(whole, one, strict=True):
-            target[expert] = source
-    return whole
+    (quantized,) = convert([weight], [scale_inv], [name], global_scale, device, scale_search=scale_search)
+    return quantized
 
 
 def quantize_group(
@@ -119,38 +92,15 @@ def quantize_group(
     Arguments as in `quantize`, one for each weight; experts [experts, ...] share expert by expert. Raises TensorError.
     """
     invs = list(scale_invs) if scale_invs is not None else [None] * len(weights)
-    called_so = list(names) if names is not None else [None] * len(weights)
-    if not len(weights) == len(invs) == len(called_so):
+    said = list(names) if names is not None else [None] * len(weights)
+    if not len(weights) == len(invs) == len(said):
         raise TensorError(
-            f"{len(weights)} weights come with {len(invs)} scales and {len(called_so)} names",
+            f"{len(weights)} weights come with {len(invs)} scales and {len(said)} names",
             "give one of each for each weight",
         )
     if len({tuple(weight.shape[:-2]) for weight in weights}) > 1:
         raise TensorError("the weights of one group differ in their number of experts", "group them as they are fused")
-    largest: list[float] = []
-    for weight, inv, name in zip(weights, invs, called_so, strict=True):
-        check_weight(weight, inv, name)
-        place = torch.device(device) if device is not None else weight.device
-        path = path_for(place)
-        matrices = [weight] if weight.ndim == 2 else list(weight)
-        scales = [inv] * len(matrices) if inv is None or weight.ndim == 2 else list(inv)
-        amaxes = [
-            measure_finite(path, matrix.detach().to(place), None if scale is None else scale.detach().to(place), name)
-            for matrix, scale in zip(matrices, scales, strict=True)
-        ]
-        largest = [max(pair) for pair in zip(largest or amaxes, amaxes, strict=True)]
-    shared = torch.tensor([scale_of(amax) for amax in largest], dtype=torch.float32)
-    return [
-        quantize(
-            weight,
-            global_scale=shared if weight.ndim == 3 else shared[0],
-            scale_search=scale_search,
-            device=device,
-            scale_inv=inv,
-            name=name,
-        )
-        for weight, inv, name in zip(weights, invs, called_so, strict=True)
-    ]
+    return convert(weights, invs, said, None, device, scale_search=scale_search)
 
 
 def dequantize(
@@ -167,7 +117,7 @@ def dequantize(
     then that with the code, as ModelOpt computes. Raises TensorError for shapes and dtypes that do not belong together.
     """
     check_stored(packed, block_scale, dtype, name)
-    path = path_for(packed.device)
+    path = path_for(packed.device.type)
     if packed.ndim == 2:
         (scale,) = given_scales(global_scale, None, name)
         return path.unpack(packed, block_scale, scale, dtype)
@@ -182,17 +132,73 @@ def dequantize(
 # ------------------------------------------------------------------------------------------------- pieces
 
 
-def path_for(device: torch.device) -> Path:
-    """Return what computes on a device."""
-    del device
-    return reference
+def convert(
+    weights: Sequence[Tensor],
+    scale_invs: Sequence[Tensor | None],
+    names: Sequence[str | None],
+    given: float | Tensor | None,
+    device: torch.device | str | None,
+    *,
+    scale_search: bool,
+) -> list[Quantized]:
+    """Quantize weights that share global scales: first measure all of them, then write each."""
+    for weight, scale_inv, name in zip(weights, scale_invs, names, strict=True):
+        check_weight(weight, scale_inv, name)
+    places = [torch.device(device) if device is not None else weight.device for weight in weights]
+    matrices = [
+        split_experts(weight.detach().to(place), None if scale_inv is None else scale_inv.detach().to(place))
+        for weight, scale_inv, place in zip(weights, scale_invs, places, strict=True)
+    ]
+    largest: list[float] = []
+    for ones, weight, name, place in zip(matrices, weights, names, places, strict=True):
+        amaxes = [
+            measure_finite(
+                path_for(place.type), *one, f"{name or 'of the experts'}[{at}]" if weight.ndim == 3 else name
+            )
+            for at, one in enumerate(ones)
+        ]
+        largest = [max(pair) for pair in zip(largest or amaxes, amaxes, strict=True)]
+    scales = [scale_of(amax) for amax in largest]
+    if given is not None:
+        scales = given_scales(given, len(weights[0]) if weights[0].ndim == 3 else None, names[0])
+    return [
+        write(ones, scales, weight.shape, place, scale_search=scale_search)
+        for ones, weight, place in zip(matrices, weights, places, strict=True)
+    ]
 
 
-def scale_of(amax: float) -> float:
-    """Return the global scale for a finite largest magnitude, as a binary32 number; positive even where amax is 0."""
-    if amax == 0:
-        return ZERO_GLOBAL
-    return max(float(torch.tensor(amax, dtype=torch.float32) / RANGE), LEAST_GLOBAL)
+def write(
+    matrices: Sequence[tuple[Tensor, Tensor | None]],
+    scales: Sequence[float],
+    shape: torch.Size,
+    device: torch.device,
+    *,
+    scale_search: bool,
+) -> Quantized:
+    """Return the codes and scales of a matrix, or of all experts in one tensor each."""
+    path = path_for(device.type)
+    if len(shape) == 2:
+        ((matrix, scale_inv),) = matrices
+        packed, block_scale = path.pack(matrix, scales[0], scale_inv, scale_search=scale_search)
+        return Quantized(packed, block_scale, torch.tensor(scales[0], dtype=torch.float32, device=device))
+    experts, rows, columns = shape
+    whole = Quantized(
+        torch.empty((experts, rows, columns // 2), dtype=torch.uint8, device=device),
+        torch.empty((experts, rows, columns // BLOCK), dtype=torch.float8_e4m3fn, device=device),
+        torch.tensor(scales, dtype=torch.float32, device=device),
+    )
+    for expert, (matrix, scale_inv) in enumerate(matrices):
+        whole.packed[expert], whole.block_scale[expert] = path.pack(
+            matrix, scales[expert], scale_inv, scale_search=scale_search
+        )
+    return whole
+
+
+def split_experts(weight: Tensor, scale_inv: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+    """Return the matrices of a weight, each with its scales."""
+    if weight.ndim == 2:
+        return [(weight, scale_inv)]
+    return [(matrix, None if scale_inv is None else scale_inv[at]) for at, matrix in enumerate(weight)]
 
 
 def given_scales(value: float | Tensor, experts: int | None, name: str | None) -> list[float]:
