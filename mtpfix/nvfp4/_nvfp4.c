@@ -30,9 +30,6 @@ static void find_variants(void) {
         variants[count++] = &nvfp4_avx2;
     }
 #endif
-#ifdef NVFP4_ARM
-    variants[count++] = &nvfp4_neon;
-#endif
     variants[count] = &nvfp4_portable;
     chosen = variants[0];
 }

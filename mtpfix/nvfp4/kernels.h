@@ -37,9 +37,6 @@ NVFP4_HIDDEN extern const Nvfp4Kernels nvfp4_portable;
 #define NVFP4_X86
 NVFP4_HIDDEN extern const Nvfp4Kernels nvfp4_avx2;
 NVFP4_HIDDEN extern const Nvfp4Kernels nvfp4_avx512;
-#elif defined(__aarch64__) && defined(__GNUC__)
-#define NVFP4_ARM
-NVFP4_HIDDEN extern const Nvfp4Kernels nvfp4_neon;
 #endif
 
 /* Values of the 127 E4M3 codes and their reciprocals, with room for the codes that the search would try beyond. */
