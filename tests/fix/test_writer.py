@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mtpfix.fix.changes import Changes, EditedFile, EditedShard, Link, NewShard,
 from mtpfix.fix.snapshot import MANIFEST_FILE, take_snapshot
 from mtpfix.fix.stage import stage_path
 from mtpfix.fix.writer import finish_in_place, write, write_in_place
+from tests import checkpoints
 from tests.fix import repairs
 
 READ: Any = deserialize
@@ -536,3 +538,14 @@ def test_a_metadata_repair_writes_no_shard(source: Path, out: Path) -> None:
     assert done.bytes_written == sum((out / name).stat().st_size for name in names)
     for shard in source.glob("*.safetensors"):
         assert (out / shard.name).samefile(shard)
+
+
+@pytest.mark.slow
+def test_a_metadata_repair_of_a_full_shape_checkpoint_costs_little_beyond_the_scan(tmp_path: Path, out: Path) -> None:
+    folder = tmp_path / "full"
+    checkpoints.build(folder, "deepseek_v3", "nothing-excluded", "full", shards=163)
+    begun = time.perf_counter()
+    done = write(repairs.metadata_changes(folder), out)
+    assert time.perf_counter() - begun < 3
+    assert done.bytes_written < 20_000_000
+    assert sum(path.stat().st_size for path in out.glob("*.safetensors")) > 400e9
