@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mtpfix import Report, scan
+from mtpfix import Report
+from mtpfix import scan as scan_for
 from mtpfix.model import Finding, ModelPrediction, Severity
 from tests.checkpoints import build
 
@@ -40,7 +41,7 @@ def nemotron_super(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 def test_qwen3_5_397b_breaks_at_mtp_fc_up_to_0_19_1_and_loads_from_0_20_2(qwen3_5_397b: Folder) -> None:
-    report = scan(qwen3_5_397b)
+    report = scan_for(qwen3_5_397b, engines=["vllm"])
     old, new = draft_at(report, "0.19.1"), draft_at(report, "0.20.2")
     assert (old.verdict, old.error, old.error_tensor) == ("fails", "AssertionError", "mtp.fc.weight")
     assert new.verdict == draft_at(report, "0.32.0").verdict == "loads"
@@ -62,13 +63,13 @@ def test_qwen3_5_397b_breaks_at_mtp_fc_up_to_0_19_1_and_loads_from_0_20_2(qwen3_
 
 
 def test_a_release_that_was_named_is_judged_alone(qwen3_5_397b: Folder) -> None:
-    report = scan(qwen3_5_397b, engines=["vllm==0.32.0"])
+    report = scan_for(qwen3_5_397b, engines=["vllm==0.32.0"])
     assert [(one.versions, one.prediction.version) for one in report.engines] == [(("0.32.0",), "0.32.0")]
     assert not grave(report)
 
 
 def test_nemotron_super_with_its_allow_list_is_clean(nemotron_super: Folder) -> None:
-    report = scan(nemotron_super)
+    report = scan_for(nemotron_super, engines=["vllm"])
     deciding = report.engines[-1].prediction.deciding
     assert deciding is not None
     assert len(deciding.layers) == 41_100
@@ -92,7 +93,7 @@ def official_deepseek_list(layers: int = 61, dense: int = 3) -> list[str]:
 def test_deepseek_r1_with_the_official_list_is_clean_in_every_release(tmp_path: Path) -> None:
     folder = tmp_path / "DeepSeek-R1-NVFP4"
     build(folder, "deepseek_v3", "excluded-glob", "full", excludes=official_deepseek_list())
-    report = scan(folder)
+    report = scan_for(folder, engines=["vllm"])
     assert not report.findings
     assert report.checkpoint.tensor_count > 170_000
     verdicts = {(one.prediction.target.verdict, one.prediction.draft.verdict) for one in report.engines}
@@ -102,7 +103,7 @@ def test_deepseek_r1_with_the_official_list_is_clean_in_every_release(tmp_path: 
 def test_deepseek_list_without_q_a_proj_is_refused_by_the_fused_layer(tmp_path: Path) -> None:
     """The list that TensorRT-LLM's repository carries names kv_a_proj_with_mqa, but not the q_a_proj fused with it."""
     build(tmp_path / "r1", "deepseek_v3", "published")
-    report = scan(tmp_path / "r1")
+    report = scan_for(tmp_path / "r1", engines=["vllm"])
     (finding,) = grave(report)
     assert (finding.rule, finding.role) == ("MTP204", "target")
     assert finding.error == (
@@ -116,7 +117,7 @@ def test_deepseek_list_without_q_a_proj_is_refused_by_the_fused_layer(tmp_path: 
 def test_step_3_7_declares_three_layers_and_ships_none(tmp_path: Path) -> None:
     folder = tmp_path / "Step-3.7-Flash-NVFP4"
     build(folder, "step3p7", "published", "full")
-    report = scan(folder)
+    report = scan_for(folder, engines=["vllm"])
     absent = next(finding for finding in report.findings if finding.rule == "MTP101")
     assert absent.module.startswith("model.layers.{45..47}")
     assert absent.fixes[0].bytes_written > 1_000_000_000
@@ -128,7 +129,7 @@ def test_step_3_7_declares_three_layers_and_ships_none(tmp_path: Path) -> None:
 
 def test_qwen3_next_breaks_up_to_0_24_and_loads_from_0_25_1(tmp_path: Path) -> None:
     build(tmp_path / "next", "qwen3_next", "published")
-    report = scan(tmp_path / "next")
+    report = scan_for(tmp_path / "next", engines=["vllm"])
     old = draft_at(report, "0.24.0")
     assert (old.verdict, old.error, old.error_tensor) == ("fails", "AssertionError", "mtp.fc.weight")
     assert draft_at(report, "0.25.1").verdict == "loads"
@@ -138,7 +139,7 @@ def test_qwen3_next_breaks_up_to_0_24_and_loads_from_0_25_1(tmp_path: Path) -> N
 
 def test_packed_eh_proj_raises_key_error_whatever_is_listed(tmp_path: Path) -> None:
     build(tmp_path / "packed", "deepseek_v3", "packed-glue")
-    report = scan(tmp_path / "packed")
+    report = scan_for(tmp_path / "packed", engines=["vllm"])
     (finding,) = grave(report)
     assert (finding.rule, finding.module) == ("MTP203", "model.layers.2.eh_proj")
     assert finding.error == "KeyError: 'model.layers.2.eh_proj.input_scale'"
@@ -148,7 +149,7 @@ def test_packed_eh_proj_raises_key_error_whatever_is_listed(tmp_path: Path) -> N
 
 def test_a_list_that_the_wrapper_rewrites_never_reaches_the_draft(tmp_path: Path) -> None:
     build(tmp_path / "wrapped", "step3p7", "excluded-glob")
-    report = scan(tmp_path / "wrapped", engines=["vllm==0.28.0", "vllm==0.29.0"])
+    report = scan_for(tmp_path / "wrapped", engines=["vllm==0.28.0", "vllm==0.29.0"])
     (finding,) = [one for one in report.findings if one.rule == "MTP202"]
     assert [one.text for one in finding.engines] == ["vllm 0.29.0"]
     assert "Listed as model.layers.{3*,4*,5*} (3)" in finding.message
@@ -158,7 +159,7 @@ def test_a_list_that_the_wrapper_rewrites_never_reaches_the_draft(tmp_path: Path
 
 def test_a_head_listed_by_its_name_on_disk_is_asked_for_by_another(tmp_path: Path) -> None:
     build(tmp_path / "head", "deepseek_v3", "excluded-exact")
-    report = scan(tmp_path / "head")
+    report = scan_for(tmp_path / "head", engines=["vllm"])
     (finding,) = grave(report)
     assert (finding.rule, finding.module) == ("MTP202", "model.layers.2.shared_head.head")
     assert [one.text for one in finding.engines] == ["vllm >=0.23.0"]

@@ -35,7 +35,8 @@ class Planned:
 
     `places` are the names on disk it is fed from, stored or not; `prefix` is what the engine asks its lists,
     `param` the parameter path its messages show, `root` that of its group; `index` the number of its layer, `absent`
-    whether nothing of that layer is stored.
+    whether nothing of that layer is stored. It is built plain under the methods of `plain_for`, unless an allow-list
+    has a name that begins with `unless_listed`. `shares_weight`: of the target's module only the weight is put there.
     """
 
     name: str
@@ -45,7 +46,9 @@ class Planned:
     places: tuple[Place, ...]
     never: bool
     plain_for: tuple[str, ...]
+    unless_listed: str
     shared: bool
+    shares_weight: bool
     optional: bool
     required: bool
     source: str
@@ -136,6 +139,7 @@ def _modules(
 ) -> Iterator[Planned]:
     prefix = fill(pick(group.get("prefix", root), version), numbers, index)
     param = fill(pick(group.get("param", prefix), version), numbers, index)
+    plain_for = pick(group.get("plain_for"), version) or ()
     for listing in group["modules"]:
         for entry in family.table["modules"][listing]:
             if not covers(entry.get("versions", "*"), version) or not _holds(entry.get("when"), numbers, index):
@@ -152,8 +156,12 @@ def _modules(
                 param=_whole_name(entry, "param", param, name, numbers, index, version),
                 places=places,
                 never=entry.get("quant") == "never",
-                plain_for=tuple(entry.get("plain_for", ())),
+                plain_for=(*(pick(entry.get("plain_for"), version) or ()), *plain_for),
+                unless_listed=str(
+                    pick(entry.get("plain_unless_listed", group.get("plain_unless_listed")), version) or ""
+                ),
                 shared=bool(entry.get("shared")),
+                shares_weight=pick(entry.get("shared"), version) == "weight",
                 optional=bool(entry.get("optional")),
                 required=required,
                 source=str(entry.get("source", "")),

@@ -22,15 +22,15 @@ SOURCE = re.compile(r"[\w./-]+\.py:\d+@\d+\.\d+(\.\w+)*")
 FAMILY_KEYS = {"name", "title", "architectures", "verified", "text", "numbers", "disk", "mappers", "modules"}
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
-    "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "cache_scales", "source",
+    "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "cache_scales", "deferred", "source",
 }  # fmt: skip
-GROUP_KEYS = {"disk", "prefix", "param", "modules", "versions", "source"}
+GROUP_KEYS = {"disk", "prefix", "param", "modules", "versions", "plain_for", "plain_unless_listed", "source"}
 MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
-    "versions", "source", "unknown", "partial_scalars", "unfused", *SLOTS,
+    "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", *SLOTS,
 }  # fmt: skip
 LAYERS = {"column", "merged", "qkv", "row", "replicated", "linear", "head", "embedding", "experts", "norm"}
-MAY_HAVE_GAPS = {"broken", "arrays", "unknown", "prefix", "param", "partial_scalars"}
+MAY_HAVE_GAPS = {"broken", "arrays", "unknown", "prefix", "param", "partial_scalars", "deferred"}
 """Facts that need not cover every release: absent means the default that docs/knowledge.md gives."""
 
 
@@ -167,7 +167,8 @@ def all_sources(engine: Engine) -> dict[str, list[str]]:
         places += [(f"{name}.toml", table.get(engine.name, ())), (f"{name}.toml", table["modules"])]
     for where, value in places:
         for source in _cited(value):
-            found.setdefault(source, []).append(where)
+            if source.rpartition("@")[2] in engine.releases:
+                found.setdefault(source, []).append(where)
     return found
 
 

@@ -11,6 +11,9 @@ from functools import cached_property
 from typing import Any
 
 from mtpfix.engines import Engine
+from mtpfix.engines.components import ComponentList, ComponentRules
+from mtpfix.engines.components import excluded as excluded_by_components
+from mtpfix.engines.components import skipped as skipped_by_components
 from mtpfix.engines.mapping import Entries, Manner, from_toml
 from mtpfix.engines.matching import (
     Algorithms,
@@ -27,7 +30,7 @@ from mtpfix.engines.matching import (
     prepare,
     skipped,
 )
-from mtpfix.engines.resolve import FORMATS, Resolved
+from mtpfix.engines.resolved import FORMATS, Resolved
 from mtpfix.model import Dialect, Format, Group, Scheme
 
 ASKED = frozenset({"column", "merged", "qkv", "row", "replicated", "head", "experts"})
@@ -53,10 +56,11 @@ class Lists:
     targets: Entries
     manners: Mapping[str, Manner]
     drops: bool
+    longest: bool
 
     def mapped(self, table: Mapping[str, Any]) -> Lists:
         """Return the lists after one more model class applied its mapper, given as in a family file."""
-        mapper = from_toml(table)
+        mapper = from_toml(table, longest=self.longest)
         if not self.drops:
             mapper = mapper.without_drops()
         return replace(
@@ -70,6 +74,11 @@ class Lists:
     def listing(self) -> Listing:
         """Return the exclude list, prepared."""
         return prepare(self.excludes)
+
+    @cached_property
+    def components(self) -> ComponentList:
+        """Return the exclude list, prepared to be held against the components of names."""
+        return ComponentList(self.listing)
 
     @cached_property
     def algorithms(self) -> Algorithms:
@@ -96,6 +105,7 @@ def prepare_lists(resolved: Resolved, engine: Engine, version: str) -> Lists:
         targets=Entries.read(target for group in groups for target in group.targets),
         manners={"excludes": engine.fact(rewrite, version)[0], "layers": engine.fact("mixed_rewrite", version)[0]},
         drops=bool(engine.fact("mapper_drops", version)[0]),
+        longest=bool(engine.fact("mapper_longest", version)[0]),
     )
 
 
@@ -130,6 +140,8 @@ class Decider:
             return self._compressed(prefix, layer)
         if method == "fp8":
             return self._fp8(prefix, layer)
+        if self._fact("modelopt_matcher") == "components":
+            return self._by_components(prefix, layer, method)
         return self._modelopt(prefix, layer, method)
 
     def _fact(self, name: str) -> Any:
@@ -163,6 +175,30 @@ class Decider:
             return Decision(Format.BF16, Dialect.MODELOPT, because=self._sources("plain_name_parts"))
         return Decision(self._format(self.lists.resolved.algo or "", layer), Dialect.MODELOPT, None, because)
 
+    def _by_components(self, prefix: str, layer: str, method: str) -> Decision:
+        if layer == "head" and not self._fact("modelopt_head"):
+            return Decision(Format.BF16, Dialect.MODELOPT, because=self._sources("modelopt_head"))
+        mixed = self._mixed(prefix, layer) if method == "modelopt_mixed" else None
+        if mixed is not None and mixed.error is not None:
+            return mixed
+        because = self._sources("list_patterns")
+        fp8 = method == "modelopt_fp8"
+        rules = ComponentRules(
+            self._fact("list_literally"),
+            self._fact("list_fallback"),
+            self._fact("list_experts_too"),
+            self._fact("list_patterns_fp8" if fp8 else "list_patterns"),
+        )
+        asked = [] if layer == "experts" else [skipped_by_components(prefix, self.lists.components, self.packed, rules)]
+        if self._fact("experts_listed") or layer != "experts":
+            asked.append(excluded_by_components(prefix, self.lists.components, rules))
+        for match in asked:
+            if match.plain or match.error is not None:
+                return Decision(Format.BF16, Dialect.MODELOPT, match.written, because, match.error)
+        if mixed is not None:
+            return mixed
+        return Decision(self._format(self.lists.resolved.algo or "", layer), Dialect.MODELOPT, None, because)
+
     def _format(self, algorithm: str, layer: str) -> Format:
         built = FORMATS.get(algorithm, Format.UNKNOWN)
         if built is Format.NVFP4_A16 and layer == "experts" and not self._fact("weight_only_experts"):
@@ -170,7 +206,9 @@ class Decider:
         return built
 
     def _mixed(self, prefix: str, layer: str) -> Decision:
-        steps = MixedSteps(self._fact("mixed_spellings"), self._fact("mixed_siblings"), self._fact("mixed_parts"))
+        steps = MixedSteps(
+            tuple(self._fact("mixed_spellings")), self._fact("mixed_siblings"), self._fact("mixed_parts")
+        )
         match = algorithm(prefix, self.lists.algorithms, self.packed, steps)
         because = self._sources("mixed_experts" if layer == "experts" else "mixed_linear")
         if match.error is not None or match.plain:

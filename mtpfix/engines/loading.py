@@ -42,11 +42,25 @@ Kind = Literal[
 
 CACHE_SCALES = frozenset({"k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "k_zero_point", "v_zero_point"})
 NVFP4 = (Format.NVFP4, Format.NVFP4_A16)
+TORCH_DTYPES: Mapping[str, str] = {
+    "BF16": "torch.bfloat16",
+    "F16": "torch.float16",
+    "F32": "torch.float32",
+    "F64": "torch.float64",
+    "U8": "torch.uint8",
+    "I8": "torch.int8",
+    "F8_E4M3": "torch.float8_e4m3fn",
+    "F8_E8M0": "torch.float8_e8m0fnu",
+}
+"""How torch prints the types of safetensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """The facts of one model's loader at one release: tables as in docs/knowledge.md, picked for the release."""
+    """The facts of one model's loader at one release: tables as in docs/knowledge.md, picked for the release.
+
+    `deferred`: tensors are copied by other threads, and what fails there is raised after all were handed out.
+    """
 
     model_class: str
     unknown: Table
@@ -61,6 +75,7 @@ class Loader:
     skips: re.Pattern[str] | None
     cache_scales: Table
     mappers: Mapping[str, NameMapper]
+    deferred: bool = False
     uneventful: set[object] = field(default_factory=set)
 
     def looks_at(self, name: str) -> bool:
@@ -107,7 +122,7 @@ def load_module(module: Module, stored: Mapping[str, Stored], loader: Loader) ->
     alike = _likeness(module, present)
     if alike in loader.uneventful:
         return
-    events = list(_load(module, present, loader))
+    events = list(_load(module, present, stored, loader))
     if not events:
         loader.uneventful.add(alike)
     yield from events
@@ -134,7 +149,9 @@ def _whole(item: Stored) -> tuple[object, ...]:
     )
 
 
-def _load(module: Module, present: Sequence[tuple[Place, Stored]], loader: Loader) -> Iterator[Event]:
+def _load(
+    module: Module, present: Sequence[tuple[Place, Stored]], stored: Mapping[str, Stored], loader: Loader
+) -> Iterator[Event]:
     planned = module.planned
     table = parameters_of(module.built, module.dialect)
     written: dict[str, int] = {}
@@ -157,7 +174,7 @@ def _load(module: Module, present: Sequence[tuple[Place, Stored]], loader: Loade
                 continue
             written[suffix or "weight"] = written.get(suffix or "weight", 0) + 1
             yield from _copy(module, place, item, suffix, part, parameter, kind, loader)
-    yield from _unwritten(module, present, table, written, loader)
+    yield from _unwritten(module, present, stored, table, written, loader)
 
 
 def _seen(item: Stored, loader: Loader) -> Stored:
@@ -263,7 +280,7 @@ def _copy(
     relation = _relation(expected, actual, part.dtype, parameter)
     if relation == "same":
         return
-    row = _mismatch(module.planned.layer, place.slot, relation, loader)
+    row = _mismatch(module.planned.layer, module.built, place.slot, relation, loader)
     if row is None or row["does"] == "ok":
         return
     words = {
@@ -274,6 +291,8 @@ def _copy(
         "built_last": (expected or (1,))[-1],
         "stored_last": (actual or (1,))[-1],
         "name": parameter_name(module.planned, place, suffix, loader),
+        "stored_dtype": TORCH_DTYPES.get(part.dtype, part.dtype),
+        "built_dtype": TORCH_DTYPES.get(parameter.dtypes[0], parameter.dtypes[0]),
     }
     crash = row["does"] == "crash"
     yield Event(
@@ -284,7 +303,7 @@ def _copy(
         error=row.get("error", "") if crash else "",
         text=_fill(row.get("text", ""), **words) if crash else "",
         because=tuple(dict.fromkeys((*module.because, *([row["source"]] if row.get("source") else [])))),
-        order=(LOAD, shard_key(part.order[0]), part.order[1]),
+        order=(LOAD, ("~" if loader.deferred else "") + shard_key(part.order[0]), part.order[1]),
         count=len(part.experts) if part.experts else 1,
     )
 
@@ -313,11 +332,18 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def _mismatch(layer: str, slot: str, relation: str, loader: Loader) -> Table | None:
+def _mismatch(layer: str, built: Format, slot: str, relation: str, loader: Loader) -> Table | None:
     if layer == "experts":
         layer = "experts_w2" if slot == "w2" else "experts_w13"
+    form = "plain" if built.plain else "nvfp4" if built in NVFP4 else "other"
     return next(
-        (row for row in loader.mismatch if layer in _names(row["layer"]) and relation in _names(row["stored"])),
+        (
+            row
+            for row in loader.mismatch
+            if layer in _names(row["layer"])
+            and relation in _names(row["stored"])
+            and ("built" not in row or form in _names(row["built"]))
+        ),
         None,
     )
 
@@ -329,6 +355,7 @@ def _names(value: str | list[str]) -> list[str]:
 def _unwritten(
     module: Module,
     present: Sequence[tuple[Place, Stored]],
+    stored: Mapping[str, Stored],
     table: Mapping[str, Parameter],
     written: Mapping[str, int],
     loader: Loader,
@@ -343,6 +370,8 @@ def _unwritten(
             yield _silent("weight-missing", place.module, place.module, module, order)
     if planned.layer == "norm":
         return
+    if planned.shares_weight and not module.built.plain:
+        yield from _half_shared(module, stored, order)
     for place, item in present:
         kind = kind_of(item, module.built, module.dialect)
         lacking = [suffix for suffix, parameter in table.items() if parameter.needed and not _has(item, suffix)]
@@ -385,6 +414,14 @@ def _unwritten(
             because=(*module.because, fact.get("source", "")),
             order=(AFTER, f"{module.position:08d}", ""),
         )
+
+
+def _half_shared(module: Module, stored: Mapping[str, Stored], order: tuple[int, str, str]) -> Iterator[Event]:
+    """Yield what stays unwritten where a quantized module gets the target's packed weight, but not its scales."""
+    for place in module.planned.places:
+        item = stored.get(place.module)
+        if item is not None and not item.format.plain:
+            yield _silent("scale-missing", place.module, f"{place.module}.weight_scale", module, order)
 
 
 def _has(item: Stored, suffix: str) -> bool:

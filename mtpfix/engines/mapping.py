@@ -1,6 +1,6 @@
 """How an engine rewrites names: the rules that turn a checkpoint's names into its own, as quantization lists see them.
 
-Knows vLLM's `WeightsMapper` as far as lists are concerned: it renames, and before 0.29 a rule could drop a name.
+Knows the engines' `WeightsMapper` as far as lists are concerned: it renames, and a rule may drop a name.
 Knows no family's rules (those are data) and nothing of the rules that fuse tensors while weights are loaded: no release
 applies them to a list.
 """
@@ -14,8 +14,11 @@ from typing import Any, Literal, TypeVar
 
 Value = TypeVar("Value")
 Pair = tuple[str, str | None]
-Manner = Literal["all", "split", "paths"]
-"""Which entries a mapper touches: all of them; all, after `x*` was split in two; only dotted names without `re:`."""
+Manner = Literal["all", "split", "paths", "expanded", "none"]
+"""Which entries a mapper touches: all of them; all, after `x*` was split in two; only dotted names without `re:`; all,
+after which those below `language_model.` stand there without it as well; none."""
+
+WRAPPER = "language_model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +26,16 @@ class NameMapper:
     """Rules that rewrite a name, applied kind by kind and, within a kind, every rule in turn on the result of the last.
 
     Each rule is (old, new); a new name of None drops the name. `regex` replaces every hit of a pattern, the other kinds
-    replace once. Source: model_executor/models/utils.py:89@0.32.0 and :62@0.18.1, the first with `regex`; :60@0.11.2.
+    replace once. Source: vLLM's model_executor/models/utils.py:89@0.32.0 and :62@0.18.1, the first with `regex`;
+    :60@0.11.2. With `longest` only the longest rule of a kind that fits is applied: SGLang's
+    srt/models/utils.py:67@0.5.23.
     """
 
     regex: tuple[Pair, ...] = ()
     substr: tuple[Pair, ...] = ()
     prefix: tuple[Pair, ...] = ()
     suffix: tuple[Pair, ...] = ()
+    longest: bool = False
     _patterns: tuple[tuple[re.Pattern[str], str | None], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -43,22 +49,22 @@ class NameMapper:
                 if new is None:
                     return None
                 name = pattern.sub(new, name)
-        for old, new in self.substr:
-            if old in name:
-                if new is None:
-                    return None
-                name = name.replace(old, new, 1)
-        for old, new in self.prefix:
-            if name.startswith(old):
-                if new is None:
-                    return None
-                name = name.replace(old, new, 1)
-        for old, new in self.suffix:
-            if name.endswith(old):
-                if new is None:
-                    return None
-                name = new.join(name.rsplit(old, 1))
+        for fits, replaced, rules in (
+            (str.__contains__, _once, self.substr),
+            (str.startswith, _once, self.prefix),
+            (str.endswith, _last, self.suffix),
+        ):
+            for old, new in self._tried(rules):
+                if fits(name, old):
+                    if new is None:
+                        return None
+                    name = replaced(name, old, new)
+                    if self.longest:
+                        break
         return name
+
+    def _tried(self, rules: tuple[Pair, ...]) -> Sequence[Pair]:
+        return sorted(rules, key=lambda rule: -len(rule[0])) if self.longest and len(rules) > 1 else rules
 
     def without_drops(self) -> NameMapper:
         """Return the mapper without the rules that drop names, as lists see it from 0.29 on.
@@ -74,16 +80,24 @@ class NameMapper:
         )
 
 
+def _once(name: str, old: str, new: str) -> str:
+    return name.replace(old, new, 1)
+
+
+def _last(name: str, old: str, new: str) -> str:
+    return new.join(name.rsplit(old, 1))
+
+
 def _renames(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     return tuple(pair for pair in pairs if pair[1] is not None)
 
 
-def from_toml(table: Mapping[str, Any]) -> NameMapper:
+def from_toml(table: Mapping[str, Any], *, longest: bool = False) -> NameMapper:
     """Build a mapper from a family file's table: lists of `[old, new]` pairs, `[old]` where the rule drops the name."""
-    kinds = {
-        kind: tuple(_pair(rule) for rule in table.get(kind, ())) for kind in ("regex", "substr", "prefix", "suffix")
-    }
-    return NameMapper(**kinds)
+    regex, substr, prefix, suffix = (
+        tuple(_pair(rule) for rule in table.get(kind, ())) for kind in ("regex", "substr", "prefix", "suffix")
+    )
+    return NameMapper(regex, substr, prefix, suffix, longest)
 
 
 def _pair(rule: Sequence[str]) -> Pair:
@@ -120,6 +134,10 @@ class Entries:
 
     def rewritten(self, mapper: NameMapper, manner: Manner) -> Entries:
         """Return the list after a model class handed its mapper to the quantization configuration."""
+        if manner == "none":
+            return self
+        if manner == "expanded":
+            return self._expanded(mapper)
         names: list[str] = []
         written: list[str] = []
         for name, origin in zip(self.names, self.written, strict=True):
@@ -129,6 +147,18 @@ class Entries:
                     names.append(mapped)
                     written.append(origin)
         return Entries(tuple(names), tuple(written))
+
+    def _expanded(self, mapper: NameMapper) -> Entries:
+        """Return the list mapped, each name below the wrapper also without it, every name once."""
+        found: dict[str, str] = {}
+        for name, origin in zip(self.names, self.written, strict=True):
+            mapped = mapper.map(name)
+            if mapped is None:
+                continue
+            found.setdefault(mapped, origin)
+            if mapped.startswith(WRAPPER):
+                found.setdefault(mapped.removeprefix(WRAPPER), origin)
+        return Entries(tuple(found), tuple(found.values()))
 
     def table(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Return the values, given by the names as written, by the names as the engine holds them.

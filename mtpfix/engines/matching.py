@@ -364,9 +364,13 @@ class Algorithms:
 
 @dataclass(frozen=True, slots=True)
 class MixedSteps:
-    """Which steps a release takes: other spellings of the prefix, siblings of `experts`, parts without a packed map."""
+    """Which steps a release takes: other spellings of the prefix, siblings of `experts`, parts without a packed map.
 
-    spellings: bool
+    `spellings`: `head` for `lm_head` alone, `wrapped` for the two orders of `model.` and `language_model.`, `plain` for
+    names below either that lack or have `language_model.`.
+    """
+
+    spellings: tuple[str, ...]
     siblings: bool
     parts: bool
 
@@ -380,14 +384,14 @@ def algorithm(prefix: str, layers: Algorithms, packed: Packed, steps: MixedSteps
     Where the parts of a fused layer differ the engine prints a set, whose order changes from run to run; here sorted.
     Source: model_executor/layers/quantization/modelopt.py:1717@0.32.0, :1804@0.17.1.
     """
-    spellings = _spellings(prefix) if steps.spellings else (prefix,)
+    spellings = _spellings(prefix, steps.spellings)
     for name in spellings:
         if name in layers.table:
             return layers.answer(name)
     base, dot, last = prefix.rpartition(".")
     base = base if dot else prefix
     if last in packed:
-        bases = _spellings(base) if steps.spellings else (base,)
+        bases = _spellings(base, steps.spellings)
         match = _agreed(prefix, layers, [f"{start}.{part}" for start in bases for part in packed[last]])
         if match is not None:
             return match
@@ -420,17 +424,25 @@ def _agreed(prefix: str, layers: Algorithms, names: Sequence[str]) -> Match | No
     return matches[0] if matches else None
 
 
-def _spellings(prefix: str) -> tuple[str, ...]:
-    """Return the prefix and its other spellings. Source: model_executor/layers/quantization/modelopt.py:2362@0.22.0."""
+def _spellings(prefix: str, kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return the prefix and its other spellings.
+
+    Source: vLLM's model_executor/layers/quantization/modelopt.py:2362@0.22.0, SGLang's
+    srt/layers/quantization/modelopt_quant.py:988@0.5.20.
+    """
     found = [prefix]
-    if prefix.endswith(".lm_head"):
+    if "head" in kinds and prefix.endswith(".lm_head"):
         found.append("lm_head")
-    wrapped, inner = "language_model.model.", "model.language_model."
-    if prefix.startswith(wrapped):
+    wrapped, inner, plain = "language_model.model.", "model.language_model.", "model."
+    if "wrapped" in kinds and prefix.startswith(wrapped):
         found.append(inner + prefix.removeprefix(wrapped))
-    elif prefix.startswith(inner):
+    elif "wrapped" in kinds and prefix.startswith(inner):
         found.append(wrapped + prefix.removeprefix(inner))
-    return tuple(found)
+        if "plain" in kinds:
+            found.append(plain + prefix.removeprefix(inner))
+    elif "plain" in kinds and prefix.startswith(plain):
+        found.append(inner + prefix.removeprefix(plain))
+    return tuple(dict.fromkeys(found))
 
 
 # -------------------------------------------------------------------------------------- compressed-tensors

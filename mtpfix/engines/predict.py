@@ -16,7 +16,7 @@ from typing import Any
 
 from mtpfix.checkpoint.stored import stored_modules
 from mtpfix.engines import Engine, load
-from mtpfix.engines.blueprint import Blueprint, Names, draw, full_names
+from mtpfix.engines.blueprint import Blueprint, Names, Planned, draw, full_names
 from mtpfix.engines.decide import Decider, Lists, prepare_lists
 from mtpfix.engines.loading import (
     CACHE_SCALES,
@@ -30,7 +30,8 @@ from mtpfix.engines.loading import (
     refuse,
 )
 from mtpfix.engines.mapping import from_toml
-from mtpfix.engines.resolve import Resolved, resolve
+from mtpfix.engines.resolve import resolve
+from mtpfix.engines.resolved import Resolved
 from mtpfix.facts import Table, covers, pick
 from mtpfix.families import Family, Numbers, branch_prefixes, fill, match, read_numbers
 from mtpfix.model import (
@@ -135,7 +136,7 @@ def predict(
     subject = checkpoint if isinstance(checkpoint, Subject) else Subject(checkpoint)
     known = engine if isinstance(engine, Engine) else load(engine)
     blocks = tuple(subject.checkpoint.declarations if declarations is None else declarations)
-    resolved = resolve(blocks, known, version)
+    resolved = resolve(blocks, known, version, subject.architecture)
     target, lists = _predict_role(subject, known, version, resolved, "target", None)
     draft, _ = _predict_role(subject, known, version, resolved, "draft", lists)
     return Prediction(
@@ -190,6 +191,8 @@ def _predict_role(
     if role == "draft" and (numbers.mtp == 0 or (not numbers.declared and not subject.mtp.present)):
         return _unpredicted(role, "no MTP layer is declared", Verdict.ABSENT), None
     blocks = family.models(engine.name, role, subject.architecture or "", version)
+    if engine.name not in family.table:
+        return _unpredicted(role, f"what {engine.title} does with {family.title} is not known here"), None
     if not blocks:
         return _unpredicted(role, f"{engine.title} has no class for {subject.architecture} there"), None
     block = blocks[0]
@@ -244,6 +247,7 @@ def _loader(family: Family, block: Table, engine: Engine, version: str, numbers:
         mappers={name: from_toml(table) for name, table in family.table.get("mappers", {}).items()},
         cache_scales=_as_table(pick(block.get("cache_scales", "skip"), version)),
         layer_names=engine.fact("layer_names", version)[0] or {},
+        deferred=bool(pick(block.get("deferred"), version)),
     )
 
 
@@ -268,10 +272,10 @@ def _simulate(
         return _unpredicted(role, "no family file knows this architecture")
     loader = _loader(family, block, engine, version, numbers)
     blueprint = draw(family, block, numbers, subject.names, version)
-    events: list[Event] = [*_broken(block, version), *_short_arrays(block, numbers, version)]
+    events: list[Event] = [*_broken(block, version, resolved.method or ""), *_short_arrays(block, numbers, version)]
     built: list[Built] = []
     for position, planned in enumerate(blueprint.modules):
-        plain = planned.never or (resolved.method or "") in planned.plain_for
+        plain = planned.never or ((resolved.method or "") in planned.plain_for and not _is_listed(planned, resolved))
         decision = decider.decide(planned.prefix, planned.layer, plain=plain)
         because = tuple(dict.fromkeys(source for source in (*decision.because, planned.source) if source))
         names = tuple(dict.fromkeys(place.module for place in planned.places))
@@ -294,10 +298,16 @@ def _simulate(
     return _verdict(role, tuple(built), events)
 
 
-def _broken(block: Table, version: str) -> Iterator[Event]:
+def _is_listed(planned: Planned, resolved: Resolved) -> bool:
+    """Return whether an allow-list has a name for which the engine builds the module as the list says."""
+    beginning = planned.unless_listed
+    return bool(beginning) and any(name.startswith(beginning) for name in resolved.layers)
+
+
+def _broken(block: Table, version: str, method: str) -> Iterator[Event]:
     """Yield the error of a model class that cannot be constructed at a release, whatever the checkpoint holds."""
     fact = pick(block.get("broken"), version)
-    if fact and fact["does"] != "silent":
+    if fact and fact["does"] != "silent" and method in fact.get("methods", (method,)):
         because = (str(fact.get("source", "")),)
         yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], fact["text"], because, (CONSTRUCT, "", ""))
 
@@ -306,7 +316,7 @@ def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Even
     for fact in block.get("arrays", ()):
         if not covers(fact.get("versions", "*"), version):
             continue
-        needed = numbers.layers + (numbers.mtp if fact["length"] == "N+K" else 0)
+        needed = _length(fact["length"], numbers)
         for key in fact["keys"]:
             value = numbers.decoder.get(key)
             kept = (
@@ -317,6 +327,11 @@ def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Even
                 because = (str(fact.get("source", "")),)
                 yield Event("array-short", Outcome.CRASH, key, "", fact["does"], text, because, (CONSTRUCT, "", key))
                 break
+
+
+def _length(length: str | int, numbers: Numbers) -> int:
+    """Return how many entries of a per-layer array are read: all decoder layers, the MTP layers too, or a number."""
+    return length if isinstance(length, int) else numbers.layers + (numbers.mtp if length == "N+K" else 0)
 
 
 def _leftovers(subject: Subject, blueprint: Blueprint, loader: Loader) -> Iterator[Event]:

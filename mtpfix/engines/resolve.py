@@ -1,34 +1,21 @@
 """Which quantization block an engine obeys, which method it resolves to, and the error where it refuses the block.
 
-Knows vLLM's order of files and keys, its forms of ModelOpt blocks and the texts of its refusals; what changed between
-releases is data (`vllm.toml`). Knows no family: which configuration a draft gets is family data, and a rewrite of one
-method into another by the model's type is not seen here. Methods whose matching this package does not have are named,
-never guessed.
+The engine file names its resolver: `attached` is here, `inline` in its own module. Knows vLLM's order of files and
+keys, its forms of ModelOpt blocks and the texts of its refusals; what changed between releases is data (`vllm.toml`). Knows
+no family: which configuration a draft gets is family data, and a rewrite of one method into another by the model's type
+is not seen here. Methods whose matching this package does not have are named, never guessed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from mtpfix.engines import Engine
+from mtpfix.engines.inline import resolve_inline
 from mtpfix.engines.matching import refused_patterns
+from mtpfix.engines.resolved import FORMATS, SIMULATED, Facts, RefusedError, Resolved
 from mtpfix.model import Declaration, Format, Scheme
-
-SIMULATED = frozenset({"modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed", "compressed-tensors", "fp8"})
-"""Methods whose matching is known here; a checkpoint without any method is simulated as well."""
-
-FORMATS: Mapping[str, Format] = {
-    "FP8": Format.FP8,
-    "FP8_PER_CHANNEL_PER_TOKEN": Format.FP8_CHANNEL,
-    "FP8_PB_WO": Format.FP8_BLOCK,
-    "FP8_BLOCK_SCALES": Format.FP8_BLOCK,
-    "NVFP4": Format.NVFP4,
-    "W4A16_NVFP4": Format.NVFP4_A16,
-    "MXFP8": Format.MXFP8,
-}
-"""What a layer is built as for each algorithm of ModelOpt."""
 
 UNKNOWN_METHOD = "Unknown quantization method: {method}. Must be one of {methods}."
 UNKNOWN_NESTED = "Unknown ModelOpt quant algo: {algo}"
@@ -57,58 +44,18 @@ BLOCK_ACTIVATIONS = (
 SPARSE = "Sparsity support has been removed from compressed-tensors. Please use a model without sparsity configuration."
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """What an engine makes of a checkpoint's declarations.
-
-    `method` is the engine's name for it, None where the model counts as unquantized. `declaration` is the block whose
-    lists count; `excludes` its list under the key that the engine reads, `layers` the algorithm of each name of an
-    allow-list (None where the entry has none). `algo` and `scheme` hold for the whole model, None where lists say.
-    `error` is the class and exact text of the exception that refuses the block. `simulated` is False where this package
-    does not know the method's matching; `reason` then says so.
-    """
-
-    method: str | None
-    declaration: Declaration | None
-    algo: str | None = None
-    scheme: Scheme | None = None
-    error: tuple[str, str] | None = None
-    because: tuple[str, ...] = ()
-    excludes: tuple[str, ...] = ()
-    layers: Mapping[str, str | None] = field(default_factory=dict)
-    simulated: bool = True
-    reason: str = ""
-
-
-class _RefusedError(Exception):
-    """The engine raises: class and text of its exception, and the source of the text."""
-
-    def __init__(self, name: str, text: str, source: str) -> None:
-        super().__init__(text)
-        self.name, self.text, self.source = name, text, source
-
-
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """The facts of one release; `cited` collects the sources of those that were asked for."""
-
-    engine: Engine
-    version: str
-    cited: list[str] = field(default_factory=list)
-
-    def __getitem__(self, name: str) -> Any:
-        value, source = self.engine.fact(name, self.version)
-        if source and source not in self.cited:
-            self.cited.append(source)
-        return value
-
-    def refuse(self, name: str, text: str, fact: str) -> _RefusedError:
-        return _RefusedError(name, text, self.engine.fact(fact, self.version)[1])
-
-
-def resolve(declarations: Sequence[Declaration], engine: Engine, version: str) -> Resolved:
+def resolve(
+    declarations: Sequence[Declaration], engine: Engine, version: str, architecture: str | None = None
+) -> Resolved:
     """Return which declaration an engine obeys at a release, as which method, or the error it refuses it with."""
-    facts = _Facts(engine, version)
+    facts = Facts(engine, version)
+    if facts["resolver"] == "inline":
+        return resolve_inline(declarations, facts, architecture or "")
+    return _resolve_attached(declarations, Facts(engine, version))
+
+
+def _resolve_attached(declarations: Sequence[Declaration], facts: Facts) -> Resolved:
+    """Resolve as an engine does that reads its configuration's own block, whichever file that came from."""
     attached = _attached(declarations, facts)
     judged = _first(declarations, ("text_config", "quantization_config"), ("text_config", "compression_config"))
     block = attached or _first(declarations, ("compression_config",)) or judged
@@ -123,7 +70,7 @@ def resolve(declarations: Sequence[Declaration], engine: Engine, version: str) -
     try:
         method = _method(block, facts)
         return _build(declarations, built, method, facts)
-    except _RefusedError as refused:
+    except RefusedError as refused:
         because = (*facts.cited, *([refused.source] if refused.source not in facts.cited else []))
         return Resolved(method, built, error=(refused.name, refused.text), because=because)
 
@@ -133,7 +80,7 @@ def _first(declarations: Sequence[Declaration], *paths: tuple[str, ...]) -> Decl
     return next(found, None)
 
 
-def _attached(declarations: Sequence[Declaration], facts: _Facts) -> Declaration | None:
+def _attached(declarations: Sequence[Declaration], facts: Facts) -> Declaration | None:
     """Return the block that becomes the configuration's own: the top-level one, else the other file as a whole."""
     files: list[str] = facts["quantization_files"]
     top = _first(declarations, ("quantization_config",))
@@ -151,7 +98,7 @@ def _table(value: object) -> Mapping[str, Any]:
 # ----------------------------------------------------------------------------------------------- method
 
 
-def _method(block: Declaration, facts: _Facts) -> str | None:
+def _method(block: Declaration, facts: Facts) -> str | None:
     raw = block.raw
     looked_into = block.path[-1:] != ("compression_config",)
     named = (_nested_method(raw, facts) if looked_into else None) or _text(raw.get("quant_method"))
@@ -169,7 +116,7 @@ def _method(block: Declaration, facts: _Facts) -> str | None:
     return method
 
 
-def _nested_method(raw: Mapping[str, Any], facts: _Facts) -> str | None:
+def _nested_method(raw: Mapping[str, Any], facts: Facts) -> str | None:
     """Return the method the engine writes into a block of the nested form, None where it leaves the block alone."""
     nested = _table(raw.get("quantization"))
     legacy = facts["nested_without_producer"] and "modelopt_quant_config" in nested
@@ -238,7 +185,7 @@ _OVERRIDES = {
 # ----------------------------------------------------------------------------------------------- building
 
 
-def _build(declarations: Sequence[Declaration], block: Declaration, method: str | None, facts: _Facts) -> Resolved:
+def _build(declarations: Sequence[Declaration], block: Declaration, method: str | None, facts: Facts) -> Resolved:
     if method is None:
         return Resolved(None, block, because=tuple(facts.cited))
     if method not in SIMULATED:
@@ -253,7 +200,7 @@ def _build(declarations: Sequence[Declaration], block: Declaration, method: str 
     return resolved
 
 
-def _mixed_block(declarations: Sequence[Declaration], block: Declaration, method: str, facts: _Facts) -> Declaration:
+def _mixed_block(declarations: Sequence[Declaration], block: Declaration, method: str, facts: Facts) -> Declaration:
     """Return the block itself, or that of the other file where a mixed one does not say its layers at the top."""
     if method != "modelopt_mixed" or "quantized_layers" in block.raw:
         return block
@@ -267,7 +214,7 @@ def _mixed_block(declarations: Sequence[Declaration], block: Declaration, method
     return other
 
 
-def _modelopt(block: Declaration, method: str, facts: _Facts) -> Resolved:
+def _modelopt(block: Declaration, method: str, facts: Facts) -> Resolved:
     raw = block.raw
     nested = "quantization" in raw
     if method == "modelopt_mxfp8" and not nested and not raw.get("quant_algo") and facts["mxfp8_own_keys"]:
@@ -312,7 +259,7 @@ def _modelopt(block: Declaration, method: str, facts: _Facts) -> Resolved:
     )
 
 
-def _mxfp8(block: Declaration, facts: _Facts) -> Resolved:
+def _mxfp8(block: Declaration, facts: Facts) -> Resolved:
     """Read the form that names no algorithm and spells its list as fp8 does."""
     raw = block.raw
     cache = raw.get("kv_cache_quant_algo")
@@ -331,7 +278,7 @@ def _mxfp8(block: Declaration, facts: _Facts) -> Resolved:
     )
 
 
-def _checked_algo(inner: Mapping[str, Any], key: str, *, nested: bool, method: str, facts: _Facts) -> str:
+def _checked_algo(inner: Mapping[str, Any], key: str, *, nested: bool, method: str, facts: Facts) -> str:
     """Return the algorithm as the release spells it, after the checks of `from_config`, in its order."""
     strict = facts["modelopt_reader"] == "strict"
     algo = inner.get("quant_algo")
@@ -349,7 +296,7 @@ def _checked_algo(inner: Mapping[str, Any], key: str, *, nested: bool, method: s
     return spelled
 
 
-def _check_types(inner: Mapping[str, Any], key: str, *, strict: bool, facts: _Facts) -> None:
+def _check_types(inner: Mapping[str, Any], key: str, *, strict: bool, facts: Facts) -> None:
     listed = inner.get(key, [])
     checks = [
         (isinstance(listed, list), LIST_TYPE.format(type=type(listed))),
@@ -378,13 +325,13 @@ def _integer(value: object) -> bool:
     return True
 
 
-def _check_fields(inner: Mapping[str, Any], name: str, fields: Sequence[str], facts: _Facts) -> None:
+def _check_fields(inner: Mapping[str, Any], name: str, fields: Sequence[str], facts: Facts) -> None:
     missing = [one for one in fields if one not in inner]
     if missing:
         raise facts.refuse("ValueError", FIELDS_MISSING.format(format=name, fields=missing), "modelopt_reader")
 
 
-def _check_owner(algo: str, method: str, facts: _Facts) -> None:
+def _check_owner(algo: str, method: str, facts: Facts) -> None:
     """Refuse an algorithm that the release knows, but not as this method."""
     owned: dict[str, list[str]] | None = facts["modelopt_owners"]
     if owned is None or method not in owned or algo in owned[method]:
@@ -393,7 +340,7 @@ def _check_owner(algo: str, method: str, facts: _Facts) -> None:
     raise facts.refuse("ValueError", text.format(algo=algo, supported=" / ".join(owned[method])), "modelopt_owners")
 
 
-def _weights_only(raw: Mapping[str, Any], algo: str, facts: _Facts) -> str:
+def _weights_only(raw: Mapping[str, Any], algo: str, facts: Facts) -> str:
     """Return W4A16_NVFP4 where every group leaves its activations alone and the release looks at that."""
     groups = raw.get("config_groups")
     if algo != "NVFP4" or not facts["null_activations"] or not isinstance(groups, Mapping) or not groups:
@@ -419,7 +366,7 @@ def _scheme(algo: str, inner: Mapping[str, Any]) -> Scheme:
     )
 
 
-def _fp8(block: Declaration, facts: _Facts) -> Resolved:
+def _fp8(block: Declaration, facts: Facts) -> Resolved:
     raw = block.raw
     for key in ("quant_method", "activation_scheme"):
         if key not in raw:
@@ -445,7 +392,7 @@ def _fp8(block: Declaration, facts: _Facts) -> Resolved:
     )
 
 
-def _compressed(block: Declaration, facts: _Facts) -> Resolved:
+def _compressed(block: Declaration, facts: Facts) -> Resolved:
     raw = block.raw
     reasons: list[str] = []
     if _table(raw.get("sparsity_config")).get("targets"):

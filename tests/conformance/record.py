@@ -1,7 +1,7 @@
-"""Record what real engine releases do with the tiny checkpoints: `python -m tests.conformance.record 0.32.0 …`.
+"""Record what engine releases do with the tiny checkpoints: `python -m tests.conformance.record vllm-0.32.0 …`.
 
 Each release is asked in its own environment (see `environment.py`); the answers, shortened to what a prediction can be
-held against, go to `golden/vllm-RELEASE/FAMILY.json`. Two recordings of one release are equal: texts that print a set
+held against, go to `golden/ENGINE-RELEASE/FAMILY.json`. Two recordings of one release are equal: texts that print a set
 are cut where it begins. The file of a family that a release does not know is empty.
 """
 
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.checkpoints import VARIANTS, build
-from tests.conformance.environment import VARIABLE, interpreter
+from tests.conformance.environment import VARIABLE, interpreter, sglang_interpreter, unpacked
 from tests.families import FAMILIES
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
 ROLES = ("target", "draft")
-ABOUT = ("vllm", "runner", "torch", "transformers", "patches")
+ABOUT = ("vllm", "sglang", "runner", "torch", "transformers", "patches")
 Answer = dict[str, Any]
 
 
@@ -39,17 +39,21 @@ def cases() -> Iterator[tuple[str, str]]:
 
 
 def ask(release: str, checkpoints: Sequence[Path], runner: str | None = None) -> Iterator[Answer]:
-    """Yield the oracle's answer for each checkpoint, from the environment of one release."""
-    python = interpreter(release)
+    """Yield the oracle's answer for each checkpoint, from the environment of one release (`vllm-0.32.0`)."""
+    engine, _, version = release.partition("-")
+    if engine == "sglang":
+        python, script, options = sglang_interpreter(version), "sglang_oracle.py", ["--source", str(unpacked(version))]
+    else:
+        python, script, options = interpreter(version), "oracle.py", []
     if python is None:
-        raise SystemExit(f"there is no environment for vllm {release}; set {VARIABLE}, or make one")
-    command = [str(python), str(HERE / "oracle.py"), *map(str, checkpoints)]
+        raise SystemExit(f"there is no environment for {release}; set {VARIABLE}, or make one")
+    command = [str(python), str(HERE / script), *options, *map(str, checkpoints)]
     command += ["--runner", runner] if runner else []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         for line in process.stdout or ():
             yield json.loads(line)
     if process.returncode:
-        raise SystemExit(f"the oracle of vllm {release} ended with {process.returncode}")
+        raise SystemExit(f"the oracle of {release} ended with {process.returncode}")
 
 
 def shorten(text: str) -> str:
@@ -146,7 +150,7 @@ def golden(release: str, family: str) -> dict[str, Answer] | None:
 
     A family that the release has no class for has no answers.
     """
-    path = GOLDEN / f"vllm-{release}" / f"{family}.json"
+    path = GOLDEN / release / f"{family}.json"
     return separate(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
@@ -155,18 +159,18 @@ def record(release: str, wanted: Sequence[tuple[str, str]], folder: Path) -> Non
     start = time.monotonic()
     families = list(dict.fromkeys(family for family, _ in wanted))
     answers = {family: golden(release, family) or {} for family in families}
-    place = GOLDEN / f"vllm-{release}"
+    place = GOLDEN / release
     place.mkdir(parents=True, exist_ok=True)
     paths = [folder / family / variant for family, variant in wanted]
     for (family, variant), found in zip(wanted, ask(release, paths), strict=True):
         if "broken" in found:
             raise SystemExit(f"{family}/{variant}: {found['broken']}")
-        _write(place / "release.json", {key: found[key] for key in ABOUT})
+        _write(place / "release.json", {key: found[key] for key in ABOUT if key in found})
         if "unsupported" not in found:
             answers[family][variant] = {role: digest(found[role]) for role in ROLES}
     for family, known in answers.items():
         _write(place / f"{family}.json", merge({name: known[name] for name in VARIANTS if name in known}))
-    sys.stdout.write(f"vllm {release}: {len(wanted)} cases in {time.monotonic() - start:.0f} s\n")
+    sys.stdout.write(f"{release}: {len(wanted)} cases in {time.monotonic() - start:.0f} s\n")
 
 
 def _write(path: Path, content: Answer) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from mtpfix.checkpoint.quant import read_declarations
 from mtpfix.engines import load
-from mtpfix.engines.resolve import SIMULATED, resolve
+from mtpfix.engines.resolve import resolve
+from mtpfix.engines.resolved import SIMULATED
 from tests.conformance.wheels import cut, outcome, read_source, releases
 
 pytestmark = pytest.mark.conformance

@@ -147,8 +147,8 @@ def test_the_first_entry_that_hits_is_named_in_short_and_long_lists(padding: int
 
 # --------------------------------------------------------------------------------------------- mixed precision
 
-ALL = MixedSteps(spellings=True, siblings=True, parts=True)
-NONE = MixedSteps(spellings=False, siblings=False, parts=False)
+ALL = MixedSteps(spellings=("head", "wrapped"), siblings=True, parts=True)
+NONE = MixedSteps(spellings=(), siblings=False, parts=False)
 
 
 def resolved(

@@ -9,7 +9,8 @@ import pytest
 
 from mtpfix.checkpoint.quant import read_declarations
 from mtpfix.engines import load
-from mtpfix.engines.resolve import Resolved, resolve
+from mtpfix.engines.resolve import resolve
+from mtpfix.engines.resolved import Resolved
 from mtpfix.facts import check_cover, covers, walk_ranged
 from mtpfix.model import Format
 
