@@ -1,9 +1,9 @@
 """Which quantization block an engine obeys, which method it resolves to, and the error where it refuses the block.
 
 The engine file names its resolver: `attached` is here, `inline` in its own module. Knows vLLM's order of files and
-keys, its forms of ModelOpt blocks and the texts of its refusals; what changed between releases is data (`vllm.toml`). Knows
-no family: which configuration a draft gets is family data, and a rewrite of one method into another by the model's type
-is not seen here. Methods whose matching this package does not have are named, never guessed.
+keys, its forms of ModelOpt blocks and the texts of its refusals; what changed between releases is data (`vllm.toml`).
+Knows no family: which configuration a draft gets is family data, and a rewrite of one method into another by the
+model's type is not seen here. Methods whose matching this package does not have are named, never guessed.
 """
 
 from __future__ import annotations
