@@ -166,9 +166,10 @@ class WrittenFile:
 class Written:
     """What a run of the writer left: the folder, the plan's digest, and what it took.
 
-    `changed` are files written anew, `kept` counts unchanged ones by how they came in (`hardlink`: 12), `bytes_written`
-    is what this run wrote itself, copies included. `resumed`: an interrupted run was finished; `already`: the result
-    was there before, and nothing was written. `backup` is where a repair in place put the old files.
+    `changed` are files written anew; `kept` counts unchanged ones by how they came in (`hardlink`: 12; `earlier`: by
+    the run that this one continued); `bytes_written` is what this run wrote itself, copies included. `resumed`: an
+    interrupted run was finished; `already`: the result was there before, and nothing was written. `backup` is where a
+    repair in place put the old files.
     """
 
     folder: Path

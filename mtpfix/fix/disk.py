@@ -47,7 +47,7 @@ def told(doing: str, kept: Path | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         text, hint = _NEXT.get(error.errno or 0, (error.strerror or str(error), "check the folder"))
-        if kept is not None:
+        if kept is not None and kept.is_dir():
             hint += (
                 "; then run the same command again: it goes on where this one stopped"
                 f" (what is done so far is in {shown(str(kept))})"

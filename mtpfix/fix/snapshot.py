@@ -29,6 +29,7 @@ OWN_PREFIX = ".mtpfix-"
 """How the names of this tool's own folders begin."""
 
 _LARGEST_HASHED = 256_000_000  # bytes of a file that is not a shard
+_CHUNK = 1 << 20
 
 
 def take_snapshot(folder: Path, names: Collection[str] | None = None) -> Snapshot:
@@ -120,7 +121,8 @@ def _mark(descriptor: int, name: str) -> FileMark:
             length = min(found.st_size, PREFIX + int.from_bytes(read_at(descriptor, PREFIX, 0, name), "little"))
     else:
         length = found.st_size
-    digest = ""
-    if length <= _LARGEST_HASHED:
-        digest = hashlib.sha256(read_at(descriptor, length, 0, name)).hexdigest()
-    return FileMark(found.st_size, found.st_mtime_ns, found.st_ino, digest)
+    digest = hashlib.sha256()
+    for begin in range(0, length if length <= _LARGEST_HASHED else 0, _CHUNK):
+        digest.update(read_at(descriptor, min(_CHUNK, length - begin), begin, name))
+    known = digest.hexdigest() if length <= _LARGEST_HASHED else ""
+    return FileMark(found.st_size, found.st_mtime_ns, found.st_ino, known)

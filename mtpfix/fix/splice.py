@@ -21,6 +21,7 @@ from mtpfix.errors import FormatError, MtpfixError
 
 _BOM = b"\xef\xbb\xbf"
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_BLANK = (" ", "\n", "\t", "\r")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _MARK = re.compile(r'[ \t]*[:,][ \t]*|"(?:[^"\\]|\\.)*"')
 _DECODER = json.JSONDecoder()
@@ -110,6 +111,8 @@ def _parse(text: str, file: str) -> Any:
 
 def _skip(text: str, place: int) -> int:
     """Return the first place from `place` on that is not white space."""
+    if text[place : place + 1] not in _BLANK:
+        return place
     found = _SPACE.match(text, place)
     return found.end() if found else place
 

@@ -17,8 +17,10 @@ import pytest
 from safetensors import deserialize
 
 from mtpfix.checkpoint import open_checkpoint
+from mtpfix.checkpoint.header import read_header
 from mtpfix.errors import FormatError, MtpfixError, UsageError
 from mtpfix.fix.changes import Changes, EditedFile, EditedShard, Link, NewShard, NewTensor, RemovedFile
+from mtpfix.fix.shard import stored_tensor
 from mtpfix.fix.snapshot import MANIFEST_FILE, take_snapshot
 from mtpfix.fix.stage import stage_path
 from mtpfix.fix.writer import finish_in_place, write, write_in_place
@@ -308,6 +310,30 @@ def test_a_source_that_changes_while_it_is_repaired_is_noticed(source: Path, out
     assert "nothing was published" in caught.value.hint
     assert not out.exists()
     assert not stage_path(out).exists()
+
+
+def test_a_base_model_that_changes_while_tensors_are_taken_from_it_is_noticed(
+    tmp_path: Path, source: Path, out: Path
+) -> None:
+    base = repairs.made(tmp_path / "base")
+    shard = "model-00001-of-00002.safetensors"
+    name = read_header(base / shard).tensors[0].name
+    changes = replace(
+        repairs.metadata_changes(source),
+        files=(NewShard("mtp.safetensors", (stored_tensor(base, shard, name, as_name="mtp.x", origin="o/n"),)),),
+        reads=(take_snapshot(base, [shard]),),
+    )
+    with pytest.raises(MtpfixError, match=r"base changed while it was worked on: model-00001.* was written"):
+        write(changes, out, verify=lambda _: os.utime(base / shard, (1, 1)))
+    (base / "README.md").write_text("a new file of the base is nothing to us")
+    write(replace(changes, reads=(take_snapshot(base, [shard]),)), out)
+    taken = dict(READ((out / "mtp.safetensors").read_bytes()))["mtp.x"]
+    assert bytes(taken["data"]) == bytes(dict(READ((base / shard).read_bytes()))[name]["data"])
+
+
+def test_the_longest_name_can_be_a_result(source: Path, out: Path) -> None:
+    repairs.run(repairs.metadata_changes(source), out.with_name("é" * 127), Link.AUTO)
+    assert (out.with_name("é" * 127) / MANIFEST_FILE).is_file()
 
 
 def interrupted(changes: Changes, out: Path, at: str) -> None:
