@@ -17,8 +17,8 @@
 #include "emulation.h" /* the tests' stand-in for the built-in names of a device */
 #else
 
-#if defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL) || \
-    defined(__CUDA_ARCH_FEAT_SM110_ALL) || defined(__CUDA_ARCH_FEAT_SM120_ALL) || defined(__CUDA_ARCH_FEAT_SM121_ALL)
+#if defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM120_ALL) || \
+    (defined(__CUDA_ARCH_FAMILY_SPECIFIC__) && __CUDA_ARCH_FAMILY_SPECIFIC__ >= 1000) /* by toolkits from 12.9 on */
 #define NVFP4_HARDWARE_E2M1 1
 #endif
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890

@@ -30,16 +30,16 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from mtpfix.errors import FormatError, TensorError
+from mtpfix.nvfp4 import cpu
 from mtpfix.nvfp4.format import (
     BLOCK,
     FP8_BLOCK,
-    LEAST_GLOBAL,
-    RANGE,
-    ZERO_GLOBAL,
     called,
     check_global_scale,
     check_shape,
     refuse_numbers,
+    require_torch,
+    scale_of,
 )
 from mtpfix.nvfp4.workspace import Workspace, open_workspace
 
@@ -48,6 +48,9 @@ WIDTHS = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1}
 
 PIECE = 1 << 20
 """Bytes of a source read at a time: long for a disk, short for a processor's cache."""
+
+PIECE_OF_DEVICE = 16 << 20
+"""The same for a CUDA device, which is behind a bus."""
 
 MEMORY = 256 << 20
 
@@ -88,7 +91,7 @@ class QuantizedGroup:
 
     `weights` are BF16, F16, F32 or F8_E4M3, [rows, columns] with columns a multiple of 16; an engine's fused modules
     (q, k and v; gate and up) belong into one group. `global_scale` is amax / 2688 of all of them unless given;
-    `scale_search` chooses block scales by squared error; `memory`
+    `scale_search` chooses block scales by squared error; `device` is the CPU unless it names a CUDA device; `memory`
     bounds the buffers, in bytes. Raises TensorError for what cannot be quantized: when made, or when measured for
     numbers that are not finite; FormatError where a file ends too early.
     """
@@ -99,6 +102,7 @@ class QuantizedGroup:
         *,
         global_scale: float | None = None,
         scale_search: bool = False,
+        device: str | None = None,
         memory: int = MEMORY,
         progress: Progress | None = None,
     ) -> None:
@@ -108,6 +112,7 @@ class QuantizedGroup:
             check_global_scale(global_scale, weights[0].name if weights else None)
         self._weights = tuple(weights)
         self._search = scale_search
+        self._device = device
         self._memory = memory
         self._progress = progress
         self._amax: float | None = None
@@ -168,7 +173,7 @@ class QuantizedGroup:
         self, weight: StoredTensor, work: Callable[[Workspace, Span, memoryview | None], Result]
     ) -> Iterator[tuple[Workspace, Span, Result]]:
         width = WIDTHS[weight.dtype]
-        spans = spans_of(weight)
+        spans = spans_of(weight, piece_of(self._device))
         with opened(weight.file) as file:
             table = None if weight.scale_inv is None else read_scales(weight.scale_inv)
 
@@ -176,7 +181,7 @@ class QuantizedGroup:
                 read_exactly(file, weight.offset + span.first * width, workspace.source(span.count * width), weight)
                 return work(workspace, span, None if table is None else scales_of_span(table, weight, span))
 
-            for done in in_order(spans, width, self._memory, read_and_work):
+            for done in in_order(self._device, spans, width, self._memory, read_and_work):
                 yield done
                 if self._progress is not None:
                     self._progress(done[1].count * width)
@@ -188,6 +193,7 @@ def dequantize(
     global_scale: float,
     dtype: str = "BF16",
     *,
+    device: str | None = None,
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Iterator[memoryview]:
@@ -195,13 +201,13 @@ def dequantize(
 
     `codes` are U8 [rows, columns / 2], `block_scales` F8_E4M3 [rows, columns / 16], `dtype` BF16, F16 or F32. Raises
     TensorError for shapes and dtypes that do not belong together or scales that are not numbers, FormatError where a
-    file ends too early. `memory` and `progress` (told bytes of the codes) as for QuantizedGroup.
+    file ends too early. `device`, `memory` and `progress` (told bytes of the codes) as for QuantizedGroup.
     """
     check_stored(codes, block_scales, dtype)
     check_global_scale(global_scale, codes.name)
     width = WIDTHS[dtype]
     total = math.prod(codes.shape) * 2
-    step = PIECE // width
+    step = piece_of(device) // width
     spans = [Span(first, min(step, total - first)) for first in range(0, total, step)]
     with opened(codes.file) as file, opened(block_scales.file) as file_of_scales:
 
@@ -216,7 +222,7 @@ def dequantize(
                 )
             return workspace.dequantize(dtype, span.count, global_scale)
 
-        for _, span, numbers in in_order(spans, width, memory, read_and_dequantize):
+        for _, span, numbers in in_order(device, spans, width, memory, read_and_dequantize):
             yield numbers
             if progress is not None:
                 progress(span.count // 2)
@@ -226,6 +232,7 @@ def dequantize(
 
 
 def in_order(
+    device: str | None,
     spans: Sequence[Span],
     width: int,
     memory: int,
@@ -235,8 +242,8 @@ def in_order(
     if not spans:
         return
     largest = max(span.count for span in spans)
-    make = open_workspace()
-    count = min(len(spans), processors() + 2, max(1, memory // (largest * width * 2)))
+    make = opener(device)
+    count = min(len(spans), cpu.usable_processors() + 2, max(1, memory // (largest * width * 2)))
     if count == 1:
         workspace = make(largest, width)
         for span in spans:
@@ -244,7 +251,7 @@ def in_order(
         return
     left = iter(spans)
     waiting: deque[tuple[Workspace, Span, Future[Result]]] = deque()
-    with ThreadPoolExecutor(min(count, processors()), thread_name_prefix="nvfp4") as threads:
+    with ThreadPoolExecutor(min(count, cpu.usable_processors()), thread_name_prefix="nvfp4") as threads:
         try:
             for span in (span for _, span in zip(range(count), left, strict=False)):
                 workspace = make(largest, width)
@@ -260,27 +267,29 @@ def in_order(
                 future.cancel()
 
 
-def processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def opener(device: str | None) -> Callable[[int, int], Workspace]:
+    """Return what makes workspaces on a device. Raises MtpfixError where that cannot be used."""
+    if device is None or device == "cpu":
+        return open_workspace()
+    require_torch()
+    from mtpfix.nvfp4 import cuda
+
+    return cuda.open_workspace(device)
 
 
-def spans_of(weight: StoredTensor) -> list[Span]:
+def piece_of(device: str | None) -> int:
+    """Return how many bytes of a source are taken at a time."""
+    return PIECE if device is None or device == "cpu" else PIECE_OF_DEVICE
+
+
+def spans_of(weight: StoredTensor, piece: int) -> list[Span]:
     """Return the pieces of a weight: whole blocks, of an FP8 weight whole rows of its 128 x 128 blocks."""
     total = math.prod(weight.shape)
-    step = PIECE // WIDTHS[weight.dtype]
+    step = piece // WIDTHS[weight.dtype]
     if weight.scale_inv is not None:
         rows = FP8_BLOCK * weight.shape[1]
         step = max(1, step // max(1, rows)) * rows
     return [Span(first, min(step, total - first)) for first in range(0, total, step or 1)]
-
-
-def scale_of(amax: float) -> float:
-    """Return the global scale for a finite largest magnitude, as a binary32 number."""
-    if amax == 0:
-        return ZERO_GLOBAL
-    (scale,) = struct.unpack("<f", struct.pack("<f", amax / RANGE))  # 53 bits are enough for one rounding to 24
-    return max(float(scale), LEAST_GLOBAL)
 
 
 @contextmanager
@@ -330,7 +339,7 @@ def find_numbers(weight: StoredTensor) -> TensorError:
     count, first, value = 0, -1, math.nan
     table = None if weight.scale_inv is None else array("f", read_scales(weight.scale_inv).tobytes())
     with opened(weight.file) as file:
-        for span in spans_of(weight):
+        for span in spans_of(weight, PIECE):
             content = memoryview(bytearray(span.count * width))
             read_exactly(file, weight.offset + span.first * width, content, weight)
             for place, number in enumerate(_numbers(content, weight, span.first, table), span.first):

@@ -6,17 +6,13 @@ Knows one piece at a time. Which pieces there are, files and threads are `stream
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
+from mtpfix.nvfp4 import cpu
 from mtpfix.nvfp4.format import BLOCK, require_torch
 
 if TYPE_CHECKING:
     import torch
-
-FORMATS = {"BF16": 0, "F16": 1, "F32": 2}
-"""The CPU library's numbers for the plain dtypes."""
 
 
 class Workspace(Protocol):
@@ -70,33 +66,29 @@ class Buffers:
 class NativeWorkspace(Buffers):
     """Computes with the CPU library, which lets go of the interpreter meanwhile."""
 
-    def __init__(self, library: ModuleType, count: int, width: int) -> None:
-        super().__init__(count, width)
-        self._library = library
-
     def measure(self, dtype: str, count: int, columns: int, scales_of_fp8: memoryview | None) -> float:
         """Return the largest magnitude."""
-        amax: float
         if scales_of_fp8 is None:
-            amax = self._library.amax(self._source, FORMATS[dtype], count)
-        else:
-            amax = self._library.amax_fp8(self._source, scales_of_fp8, count // columns, columns, 0)
-        return amax
+            return cpu.amax(self._source, dtype, count)
+        return cpu.amax_fp8(self._source, scales_of_fp8, count // columns, columns)
 
     def quantize(
         self, dtype: str, count: int, columns: int, scales_of_fp8: memoryview | None, scale: float, *, search: bool
     ) -> None:
         """Fill codes and block scales."""
-        results = (scale, search, self._codes, self._scales)
         if scales_of_fp8 is None:
-            self._library.quantize(self._source, FORMATS[dtype], count, *results)
+            cpu.quantize(self._source, dtype, count, scale, self._codes, self._scales, scale_search=search)
         else:
-            self._library.quantize_fp8(self._source, scales_of_fp8, count // columns, columns, 0, *results)
+            cpu.quantize_fp8(
+                *(self._source, scales_of_fp8, count // columns, columns),
+                *(scale, self._codes, self._scales),
+                scale_search=search,
+            )
 
     def dequantize(self, dtype: str, count: int, scale: float) -> memoryview:
         """Return the numbers' bytes."""
         target = self._source[: count * (4 if dtype == "F32" else 2)]
-        self._library.dequantize(self._codes, self._scales, FORMATS[dtype], count, scale, target)
+        cpu.dequantize(self._codes, self._scales, dtype, count, scale, target)
         return target
 
 
@@ -151,19 +143,10 @@ class EagerWorkspace(Buffers):
 
 def open_workspace() -> Callable[[int, int], Workspace]:
     """Return what makes a workspace for `count` numbers of `width` bytes on this machine's CPU."""
-    library = load_library()
-    if library is not None:
-        return lambda count, width: NativeWorkspace(library, count, width)
+    if cpu.available():
+        return NativeWorkspace
     require_torch()
     return EagerWorkspace
-
-
-def load_library() -> ModuleType | None:
-    """Return the CPU library, None where none was built."""
-    try:
-        return import_module("mtpfix.nvfp4._nvfp4")
-    except ImportError:
-        return None
 
 
 def _dtypes() -> dict[str, torch.dtype]:

@@ -21,14 +21,6 @@ POISON = 0xA5
 MARGIN = 64
 
 
-class Arguments(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("source", "scale_inv", "global_scale")),
-        *((name, ctypes.c_void_p) for name in ("packed", "scales", "slot", "numbers")),
-        *((name, ctypes.c_uint32) for name in ("blocks", "width", "first_row")),
-    )
-
-
 class Guarded:
     """Memory whose last byte is followed by a page that cannot be read, and that begins at a chosen misalignment."""
 
@@ -49,6 +41,10 @@ class Launch:
     grid: int = 3
     block: int = 64
     misaligned: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.grid, self.block
 
 
 def compile_kernels(folder: Path, *definitions: str) -> ctypes.CDLL:
@@ -78,41 +74,28 @@ class Device:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
-    def run(self, kernel: str, launch: Launch, arguments: Arguments) -> None:
-        function = getattr(self.library, f"run_{kernel}")
+    def launch(self, kernel: str, grid: int, block: int, *arguments: object) -> None:
+        """Start a kernel as cuLaunchKernel does: whole numbers are pointers, everything else is a ctypes value."""
+        values = [ctypes.c_void_p(value) if isinstance(value, int) else value for value in arguments]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))  # type: ignore[arg-type]
+        function = getattr(self.library, f"launch_{kernel}")
         function.restype = ctypes.c_char_p
-        function.argtypes = (ctypes.POINTER(Arguments), ctypes.c_uint32, ctypes.c_uint32)
-        fault = function(ctypes.byref(arguments), launch.grid, launch.block)
+        fault = function(ctypes.c_uint32(grid), ctypes.c_uint32(block), pointers, ctypes.c_uint32(len(values)))
         if fault:
             raise RuntimeError(f"{kernel}: {fault.decode()}")
 
-    def kind(self, weight: Tensor) -> str:
-        return KINDS.get(weight.dtype, "float8_blocks")
-
-    def source(
-        self, weight: Tensor, scale_inv: Tensor | None, launch: Launch, first_row: int
-    ) -> tuple[Arguments, list[object]]:
-        guarded = Guarded(weight.contiguous().view(torch.uint8).numpy().tobytes(), launch.misaligned)
-        arguments = Arguments(source=guarded.address, blocks=weight.numel() // 16, width=weight.shape[1] // 16)
-        arguments.first_row = first_row
-        if scale_inv is not None:
-            arguments.scale_inv = scale_inv.data_ptr()
-        return arguments, [guarded, scale_inv]
-
-    def amax(
-        self, weight: Tensor, scale_inv: Tensor | None = None, launch: Launch | None = None, first_row: int = 0
-    ) -> float:
+    def amax(self, weight: Tensor, scale_inv: Tensor | None = None, launch: Launch | None = None) -> float:
         launch = launch or Launch()
         slot = torch.zeros(1, dtype=torch.int32)
-        arguments, _kept = self.source(weight, scale_inv, launch, first_row)
-        arguments.slot = slot.data_ptr()
-        self.run(f"amax_{self.kind(weight)}", launch, arguments)
+        source = Guarded(raw(weight), launch.misaligned)
+        table = shape_of(weight, scale_inv, 0)
+        kernel = f"amax_{kind_of(weight)}"
+        self.launch(kernel, *launch.size, source.address, blocks_of(weight), *table, slot.data_ptr())
         return slot.view(torch.float32).item()
 
     def global_scale(self, *amaxes: float) -> float:
-        slot = torch.tensor([max(amaxes)], dtype=torch.float32)
-        scale = torch.full((1,), -1.0)
-        self.run("global_scale", Launch(1, 32), Arguments(slot=slot.data_ptr(), numbers=scale.data_ptr()))
+        slot, scale = torch.tensor([max(amaxes)], dtype=torch.float32), torch.full((1,), -1.0)
+        self.launch("global_scale", 1, 32, slot.data_ptr(), scale.data_ptr())
         return scale.item()
 
     def quantize(
@@ -129,33 +112,43 @@ class Device:
         rows, columns = weight.shape
         packed, scales = Output(rows * columns // 2), Output(rows * columns // 16)
         shared = torch.tensor([global_scale], dtype=torch.float32)
-        arguments, _kept = self.source(weight, scale_inv, launch, first_row)
-        arguments.packed, arguments.scales, arguments.global_scale = packed.address, scales.address, shared.data_ptr()
-        self.run(f"{'search' if search else 'quantize'}_{self.kind(weight)}", launch, arguments)
+        source = Guarded(raw(weight), launch.misaligned)
+        table = shape_of(weight, scale_inv, first_row)
+        kernel = f"{'search' if search else 'quantize'}_{kind_of(weight)}"
+        targets = shared.data_ptr(), packed.address, scales.address
+        self.launch(kernel, *launch.size, source.address, blocks_of(weight), *table, *targets)
         return packed.taken().view(rows, -1), scales.taken().view(rows, -1).view(torch.float8_e4m3fn)
 
     def dequantize(
-        self,
-        packed: Tensor,
-        scales: Tensor,
-        global_scale: float,
-        dtype: torch.dtype,
-        launch: Launch | None = None,
+        self, packed: Tensor, scales: Tensor, global_scale: float, dtype: torch.dtype, launch: Launch | None = None
     ) -> Tensor:
+        launch = launch or Launch()
         rows, half = packed.shape
         numbers = Output(rows * half * 2 * dtype.itemsize)
         shared = torch.tensor([global_scale], dtype=torch.float32)
-        codes = Guarded(packed.numpy().tobytes())
-        stored = Guarded(scales.view(torch.uint8).numpy().tobytes())
-        arguments = Arguments(
-            packed=codes.address,
-            scales=stored.address,
-            global_scale=shared.data_ptr(),
-            numbers=numbers.address,
-            blocks=rows * half // 8,
-        )
-        self.run(f"dequantize_{KINDS[dtype]}", launch or Launch(), arguments)
+        codes, stored = Guarded(raw(packed)), Guarded(raw(scales))
+        blocks = ctypes.c_uint32(rows * half // 8)
+        given = codes.address, stored.address, blocks, shared.data_ptr(), numbers.address
+        self.launch(f"dequantize_{KINDS[dtype]}", *launch.size, *given)
         return numbers.taken().view(dtype).view(rows, -1)
+
+
+def raw(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def kind_of(weight: Tensor) -> str:
+    return KINDS.get(weight.dtype, "float8_blocks")
+
+
+def blocks_of(weight: Tensor) -> ctypes.c_uint32:
+    return ctypes.c_uint32(weight.numel() // 16)
+
+
+def shape_of(weight: Tensor, scale_inv: Tensor | None, first_row: int) -> tuple[object, ...]:
+    if scale_inv is None:
+        return ()
+    return ctypes.c_uint32(weight.shape[1] // 16), scale_inv.data_ptr(), ctypes.c_uint32(first_row)
 
 
 class Output:

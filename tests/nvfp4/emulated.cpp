@@ -1,43 +1,54 @@
-/* The kernels of nvfp4.cu behind plain C functions, run on the device of emulation.h. Returns the first fault, or "". */
+/* The kernels of nvfp4.cu on the device of emulation.h, each behind a function that takes what cuLaunchKernel does: the
+ * size of the grid and of its blocks, and an array of pointers to the arguments. Returns the first fault, or "". */
 #define NVFP4_EMULATED 1
+#include <utility>
+
 #include "nvfp4.cu"
 
-typedef struct {
-    const void *source, *scale_inv, *global_scale;
-    void *packed, *scales, *slot, *numbers;
-    uint32_t blocks, width, first_row;
-} Arguments;
-static Arguments a;
+static void **arguments;
 
-#define BODY(NAME, ...)                                                     \
-    extern "C" const char *run_##NAME(const Arguments *given, uint32_t grid, uint32_t block) { \
-        a = *given;                                                         \
-        fault[0] = 0;                                                       \
-        body = [] { NAME(__VA_ARGS__); };                                   \
-        launch(grid, block);                                                \
-        return fault;                                                       \
+template <class... Types, size_t... Places>
+static void call(void (*kernel)(Types...), std::index_sequence<Places...>) {
+    kernel(*(Types *)arguments[Places]...);
+}
+
+template <class... Types>
+static const char *start(void (*kernel)(Types...), void (*lane)(void), uint32_t grid, uint32_t block, void **given,
+                         uint32_t count) {
+    (void)kernel;
+    if (count != sizeof...(Types)) return "the number of arguments is not the kernel's";
+    arguments = given;
+    fault[0] = 0;
+    body = lane;
+    launch(grid, block);
+    return fault;
+}
+
+template <class... Types>
+static void call_all(void (*kernel)(Types...)) {
+    call(kernel, std::index_sequence_for<Types...>());
+}
+
+#define LAUNCHED(NAME)                                                                                          \
+    extern "C" const char *launch_##NAME(uint32_t grid, uint32_t block, void **given, uint32_t count) {        \
+        return start(NAME, [] { call_all(NAME); }, grid, block, given, count);                                 \
     }
-#define SOURCE (const uint8_t *)a.source
-#define OUTPUTS (const float *)a.global_scale, (uint8_t *)a.packed, (uint8_t *)a.scales
-#define TABLE a.width, (const float *)a.scale_inv, a.first_row
-
-BODY(amax_bfloat16, SOURCE, a.blocks, (uint32_t *)a.slot)
-BODY(amax_float16, SOURCE, a.blocks, (uint32_t *)a.slot)
-BODY(amax_float32, SOURCE, a.blocks, (uint32_t *)a.slot)
-BODY(amax_float8_blocks, SOURCE, a.blocks, TABLE, (uint32_t *)a.slot)
-BODY(global_scale, (const uint32_t *)a.slot, (float *)a.numbers)
-BODY(quantize_bfloat16, SOURCE, a.blocks, OUTPUTS)
-BODY(quantize_float16, SOURCE, a.blocks, OUTPUTS)
-BODY(quantize_float32, SOURCE, a.blocks, OUTPUTS)
-BODY(quantize_float8_blocks, SOURCE, a.blocks, TABLE, OUTPUTS)
-BODY(search_bfloat16, SOURCE, a.blocks, OUTPUTS)
-BODY(search_float16, SOURCE, a.blocks, OUTPUTS)
-BODY(search_float32, SOURCE, a.blocks, OUTPUTS)
-BODY(search_float8_blocks, SOURCE, a.blocks, TABLE, OUTPUTS)
-#define STORED (const uint8_t *)a.packed, (const uint8_t *)a.scales, a.blocks, (const float *)a.global_scale
-BODY(dequantize_bfloat16, STORED, (uint8_t *)a.numbers)
-BODY(dequantize_float16, STORED, (uint8_t *)a.numbers)
-BODY(dequantize_float32, STORED, (uint8_t *)a.numbers)
+LAUNCHED(amax_bfloat16)
+LAUNCHED(amax_float16)
+LAUNCHED(amax_float32)
+LAUNCHED(amax_float8_blocks)
+LAUNCHED(quantize_bfloat16)
+LAUNCHED(quantize_float16)
+LAUNCHED(quantize_float32)
+LAUNCHED(quantize_float8_blocks)
+LAUNCHED(search_bfloat16)
+LAUNCHED(search_float16)
+LAUNCHED(search_float32)
+LAUNCHED(search_float8_blocks)
+LAUNCHED(global_scale)
+LAUNCHED(dequantize_bfloat16)
+LAUNCHED(dequantize_float16)
+LAUNCHED(dequantize_float32)
 
 /* How many binary32 patterns in [first, last], apart from -0.0 and NaN, the FP4 instruction and core.h encode apart. */
 extern "C" uint32_t differing_codes(uint32_t first, uint32_t last) {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtpfix.errors import FormatError, TensorError
-from mtpfix.nvfp4 import reference, stream, workspace
+from mtpfix.nvfp4 import cpu, reference, stream, workspace
 from mtpfix.nvfp4.stream import QuantizedGroup, StoredTensor, dequantize
 
 SPELLED = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3"}
@@ -42,8 +42,8 @@ def file(tmp_path: Path) -> File:
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the CPU library, and without; with pieces so small that tests need no large tensors."""
     if request.param == "eager":
-        monkeypatch.setattr(workspace, "load_library", lambda: None)
-    elif workspace.load_library() is None:
+        monkeypatch.setattr(cpu, "available", lambda: False)
+    elif not cpu.available():
         pytest.skip("the CPU library was not built")
     monkeypatch.setattr(stream, "PIECE", 1 << 12)
     torch.set_num_threads(1)
@@ -216,7 +216,7 @@ def test_stopping_early_leaves_no_thread_and_no_open_file(file: File, interrupte
 
 
 def test_memory_is_bounded(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "processors", lambda: 64)
+    monkeypatch.setattr(cpu, "usable_processors", lambda: 64)
     made: list[int] = []
     make = workspace.open_workspace()
 
