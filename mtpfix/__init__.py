@@ -10,19 +10,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mtpfix.api import scan
+    from mtpfix.api import scan, verify
     from mtpfix.errors import FindingsError, MtpfixError
-    from mtpfix.model import Finding, Fix, Report
+    from mtpfix.model import Finding, Fix, Report, Verification
 
 __version__ = "0.1.0"
 
-__all__ = ["Finding", "FindingsError", "Fix", "MtpfixError", "Report", "__version__", "scan"]
+__all__ = ["Finding", "FindingsError", "Fix", "MtpfixError", "Report", "Verification", "__version__", "scan", "verify"]
 
 _HOMES = {
     "scan": "mtpfix.api",
+    "verify": "mtpfix.api",
     "Finding": "mtpfix.model",
     "Fix": "mtpfix.model",
     "Report": "mtpfix.model",
+    "Verification": "mtpfix.model",
     "FindingsError": "mtpfix.errors",
     "MtpfixError": "mtpfix.errors",
 }

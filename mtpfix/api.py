@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mtpfix.model import Ignore, Report
+from mtpfix.model import Ignore, Report, Role, Verification
 
 if TYPE_CHECKING:
     from mtpfix.checkpoint.local import Progress
@@ -50,6 +50,32 @@ def scan(
     finally:
         if collecting:
             gc.enable()
+
+
+def verify(
+    ref: str | os.PathLike[str],
+    *,
+    engine_python: str | os.PathLike[str],
+    engine: str | None = None,
+    target: bool = True,
+    draft: bool = True,
+    timeout: float = 3600.0,
+    memory: int | None = 4_000_000_000,
+) -> Verification:
+    """Run the loader of an installed engine on the checkpoint in a folder, without a GPU, and return what it did.
+
+    `engine_python` is the interpreter that has the engine, or the folder of its environment; `engine` is needed where
+    it has several. `timeout` is in seconds, `memory` in bytes (None: no limit). Large weights are not read, code in
+    the checkpoint is not run, and nothing is written into the folder.
+
+    Raises UsageError for an interpreter or a path that makes no sense, NothingToCheck where no checkpoint is, and
+    MtpfixError where the engine could not be asked.
+    """
+    from mtpfix.probe import observe
+
+    wanted: tuple[tuple[Role, bool], ...] = (("target", target), ("draft", draft))
+    roles = [role for role, asked in wanted if asked]
+    return observe(ref, engine_python, engine=engine, roles=roles, timeout=timeout, memory=memory)
 
 
 def choose_rules(report: Report, select: Sequence[str], ignore: Sequence[str]) -> Report:

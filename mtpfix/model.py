@@ -335,6 +335,80 @@ class Prediction:
     deciding: Declaration | None
 
 
+# ---------------------------------------------------------------------------------------------- observed
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltModule:
+    """One module that a running engine built: `prefix` asks its lists, `path` leads to it, `layer` is its class."""
+
+    prefix: str
+    path: str
+    layer: str
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a running engine did with the target or the draft.
+
+    `error` is the exception's class and `text` its text, unshortened; `tensor` was being loaded when it was raised in
+    `phase` (configure, construct, load, finish, share), `frames` are `file:line`, the innermost last. `unwritten` and
+    `partial` are parameters that nobody wrote, wholly or in part; `misread` those written with numbers of another kind,
+    and which. `untaken` counts tensors that were offered and not taken. `reason` says why a verdict is unknown.
+    """
+
+    role: Role
+    verdict: Verdict
+    phase: str = "done"
+    error: str = ""
+    text: str = ""
+    tensor: str | None = None
+    frames: tuple[str, ...] = ()
+    model_class: str | None = None
+    modules: tuple[BuiltModule, ...] = ()
+    unwritten: tuple[str, ...] = ()
+    partial: tuple[str, ...] = ()
+    misread: Mapping[str, str] = field(default_factory=dict)
+    untaken: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What an installed engine did with a checkpoint, and where that differs from the prediction.
+
+    `versions` are those of the engine, of Python and of the libraries that decide. `prediction` is that for `compared`,
+    the known release nearest to the engine's (None where nothing could be predicted); `exact` is whether it is that
+    very release. `differences` are sentences; `replaced` says what of the engine was replaced, and why.
+    """
+
+    ref: str
+    engine: str
+    version: str
+    interpreter: str
+    versions: Mapping[str, str]
+    runner: str
+    target: Observation | None
+    draft: Observation | None
+    prediction: Prediction | None
+    compared: str
+    exact: bool
+    differences: tuple[str, ...]
+    replaced: tuple[str, ...]
+    notes: tuple[str, ...]
+    seconds: float
+    memory: int
+
+    @property
+    def exit_code(self) -> int:
+        """Return 1 if a model failed or is silently wrong, 3 if none could be judged, else 0."""
+        verdicts = {model.verdict for model in (self.target, self.draft) if model is not None}
+        if verdicts & {Verdict.FAILS, Verdict.SILENT}:
+            return EXIT_FINDINGS
+        return EXIT_OK if Verdict.LOADS in verdicts else EXIT_NOTHING
+
+
 # ---------------------------------------------------------------------------------------------- judged
 
 

@@ -19,6 +19,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtpfix import probe
+from mtpfix.engines import load
+from mtpfix.probe.compare import unwrap
+from mtpfix.probe.interpreter import probe_of
 from tests.checkpoints import VARIANTS, build
 from tests.conformance.environment import VARIABLE, interpreter, sglang_interpreter, unpacked
 from tests.families import FAMILIES
@@ -39,36 +43,20 @@ def cases() -> Iterator[tuple[str, str]]:
 
 
 def ask(release: str, checkpoints: Sequence[Path], runner: str | None = None) -> Iterator[Answer]:
-    """Yield the oracle's answer for each checkpoint, from the environment of one release (`vllm-0.32.0`)."""
+    """Yield the engine's answer for each checkpoint, from the environment of one release (`vllm-0.32.0`)."""
     engine, _, version = release.partition("-")
-    if engine == "sglang":
-        python, script, options = sglang_interpreter(version), "sglang_oracle.py", ["--source", str(unpacked(version))]
-    else:
-        python, script, options = interpreter(version), "oracle.py", []
+    python = sglang_interpreter(version) if engine == "sglang" else interpreter(version)
     if python is None:
         raise SystemExit(f"there is no environment for {release}; set {VARIABLE}, or make one")
-    command = [str(python), str(HERE / script), *options, *map(str, checkpoints)]
-    command += ["--runner", runner] if runner else []
+    if engine != "sglang":
+        yield from probe.ask(python, probe_of(load(engine)), checkpoints, runner=runner)
+        return
+    command = [str(python), str(HERE / "sglang_oracle.py"), "--source", str(unpacked(version)), *map(str, checkpoints)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         for line in process.stdout or ():
             yield json.loads(line)
     if process.returncode:
         raise SystemExit(f"the oracle of {release} ended with {process.returncode}")
-
-
-def shorten(text: str) -> str:
-    """Cut an error text where it begins to print a set, whose order differs from run to run, and at 300 characters."""
-    text = re.sub(r"\{.*", "{…}", text, flags=re.DOTALL)
-    text = re.sub(r"(?<=Some parameters like )\S+", "{…}", text)
-    return text if len(text) <= 300 else text[:300] + "…"
-
-
-def unwrap(error: str, text: str) -> tuple[str, str]:
-    """Return class and shortened text of an error, of the one inside where a configuration class wrapped it."""
-    inner = re.search(r"Value error, (.*?) \[type=value_error", text, flags=re.DOTALL)
-    if error == "ValidationError" and inner is not None:
-        error, text = "ValueError", inner[1]
-    return error, shorten(text)
 
 
 def collapse(names: Iterable[str]) -> list[str]:

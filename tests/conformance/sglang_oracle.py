@@ -151,7 +151,7 @@ def prepare_engine(source: Path) -> str:
     """Import the engine from its unpacked wheel and replace what needs a GPU; return its version."""
     import torch
 
-    oracle.ignores_inputs = ignores_inputs
+    oracle.WATCHING.ignores_inputs = ignores_inputs
     oracle.TORCHVISION = oracle.declare_torchvision()
     old = not (source / "sglang" / "kernels").exists()
     stand_in_for_packages((*ABSENT, "sgl_kernel") if old else ABSENT)

@@ -6,8 +6,7 @@ prediction is wrong. The test marked `engine` asks an installed release again, s
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +20,8 @@ from mtpfix.engines import load, names
 from mtpfix.engines.predict import Subject, predict
 from mtpfix.families import load as load_family
 from mtpfix.families import names as family_names
-from mtpfix.model import Confidence, Format, ModelPrediction, Verdict
+from mtpfix.model import BuiltModule, Confidence, ModelPrediction, Observation, Verdict
+from mtpfix.probe.compare import by_path, differences
 from tests.checkpoints import build
 from tests.conformance import environment, record
 from tests.conformance.record import GOLDEN, ROLES, ask, cases, digest, expand
@@ -71,51 +71,18 @@ def recorded_formats(release: str, case: str, role: str) -> dict[str, tuple[str,
     return {name: (key.split()[0], key.split()[1]) for key, names in built.items() for name in expand(names)}
 
 
-def leaf(name: str) -> str:
-    """Return the last two components of a name."""
-    return ".".join(name.split(".")[-2:])
-
-
-def shade(form: str) -> str:
-    """Return a format, 16 and 32 bits alike: which of them a router keeps decides nothing."""
-    return "plain" if Format(form).plain else form
-
-
-def same_words(recorded: str, predicted: str) -> bool:
-    """Return whether two error texts agree, but for what the engine prints in no fixed order and what was cut off."""
-    pattern = re.escape(re.sub(r"\. The available parameters.*", "", recorded))
-    return re.fullmatch(pattern.replace(re.escape("{…}"), "…").replace("…", ".+"), predicted) is not None
-
-
-def differences(release: str, case: str, role: str, found: ModelPrediction) -> Iterator[str]:
-    """Yield, in sentences, where a prediction differs from the recording."""
+def observed(release: str, case: str, role: Role) -> Observation:
+    """Return a recording in the form of an observation."""
     real = answer_of(release, case)[role]
-    where = f"{case} {role}"
-    if found.verdict is Verdict.UNKNOWN and found.reason.endswith(NOT_PREDICTED):
-        return
-    if found.verdict != real["verdict"]:
-        why = found.error or found.reason
-        yield f"{where}: {real['verdict']} {real.get('error', '')}, predicted {found.verdict} {why}"
-        return
-    if real["verdict"] == "fails":
-        raised = f"{real['error']}: {real['text']}" if real["text"] else real["error"]
-        if not same_words(raised, found.error or ""):
-            yield f"{where}: raises {raised!r}, predicted {found.error!r}"
-        if found.error_tensor != real.get("tensor"):
-            yield f"{where}: fails at {real.get('tensor')}, predicted {found.error_tensor}"
-    recorded = recorded_formats(release, case, role)
-    if not recorded:  # it could not be built
-        return
-    predicted = {module.prefix: module.format.value for module in found.built}
-    # torch's own linear layers ask no list: their recorded name is a parameter path
-    unasked = {leaf(name) for name, (_, layer) in recorded.items() if layer == "Linear"}
-    for prefix in sorted(recorded.keys() | predicted.keys()):
-        ours = shade(predicted.get(prefix, "bf16"))  # what no knowledge names is never quantized
-        theirs = shade(recorded[prefix][0]) if prefix in recorded else "absent"
-        if ours == "plain" and theirs == "absent" and (leaf(prefix) in unasked or release.startswith("sglang")):
-            continue  # a layer that is given no lists is recorded under the path of its parameters
-        if ours != theirs:
-            yield f"{where}: {prefix} is built {theirs}, predicted {ours}"
+    formats = recorded_formats(release, case, role)
+    return Observation(
+        role=role,
+        verdict=Verdict(real["verdict"]),
+        error=real.get("error", ""),
+        text=real.get("text", ""),
+        tensor=real.get("tensor"),
+        modules=tuple(BuiltModule(prefix, prefix, layer, form) for prefix, (form, layer) in formats.items()),
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -135,8 +102,10 @@ def test_prediction_is_what_the_engine_did(release: str, family: str, subjects: 
                 wrong.append(f"{case}: the release has no class for it, predicted {prediction.target.verdict}")
             continue
         for role, found in answers.items():
-            if answer_of(release, case)[role] is not None:
-                wrong += differences(release, case, role, found)
+            if answer_of(release, case)[role] is None or found.reason.endswith(NOT_PREDICTED):
+                continue
+            real = observed(release, case, role)
+            wrong += [f"{case} {role}: {one}" for one in differences(found, real, by_path=by_path(load(engine)))]
     if wrong:
         pytest.fail("\n".join(wrong), pytrace=False)
 

@@ -1,0 +1,79 @@
+"""Where a prediction differs from what an engine did: every difference is a defect of the prediction."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from mtpfix.engines import Engine
+from mtpfix.model import Format, ModelPrediction, Observation, Verdict
+
+LONGEST = 300
+"""Characters of an error text that are compared."""
+
+
+def shorten(text: str) -> str:
+    """Cut an error text where it begins to print a set, whose order differs from run to run, and where it is long."""
+    text = re.sub(r"\{.*", "{…}", text, flags=re.DOTALL)
+    text = re.sub(r"(?<=Some parameters like )\S+", "{…}", text)
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
+
+
+def unwrap(error: str, text: str) -> tuple[str, str]:
+    """Return class and shortened text of an error, of the one inside where a configuration class wrapped it."""
+    inner = re.search(r"Value error, (.*?) \[type=value_error", text, flags=re.DOTALL)
+    if error == "ValidationError" and inner is not None:
+        error, text = "ValueError", inner[1]
+    return error, shorten(text)
+
+
+def same_words(observed: str, predicted: str) -> bool:
+    """Return whether two error texts agree, but for what the engine prints in no fixed order and what was cut off."""
+    pattern = re.escape(re.sub(r"\. The available parameters.*", "", observed))
+    return re.fullmatch(pattern.replace(re.escape("{…}"), "…").replace("…", ".+"), predicted) is not None
+
+
+def by_path(engine: Engine) -> bool:
+    """Return whether layers of an engine that are given no lists are observed under the path of their parameters."""
+    return bool(engine.table.get("unasked_by_path", False))
+
+
+def differences(predicted: ModelPrediction, observed: Observation, *, by_path: bool) -> Iterator[str]:
+    """Yield, in sentences, where a prediction differs from what the engine did with that model."""
+    error, text = unwrap(observed.error, observed.text)
+    raised = f"{error}: {text}" if text else error
+    if predicted.verdict is not observed.verdict:
+        why = predicted.error or predicted.reason
+        did = f"{observed.verdict} ({raised})" if raised else str(observed.verdict)
+        yield f"it {did}, predicted {predicted.verdict}" + (f" ({why})" if why else "")
+        return
+    if observed.verdict is Verdict.FAILS:
+        if not same_words(raised, predicted.error or ""):
+            yield f"it raises {raised!r}, predicted {predicted.error!r}"
+        if predicted.error_tensor != observed.tensor:
+            yield f"it fails at {observed.tensor}, predicted {predicted.error_tensor}"
+    if observed.modules:  # none where it could not be built
+        yield from _formats(predicted, observed, by_path=by_path)
+
+
+def _formats(predicted: ModelPrediction, observed: Observation, *, by_path: bool) -> Iterator[str]:
+    built = {module.prefix: module.format for module in observed.modules}
+    # torch's own linear layers ask no list: their observed name is a parameter path
+    unasked = {_leaf(module.prefix) for module in observed.modules if module.layer == "Linear"}
+    expected = {module.prefix: module.format.value for module in predicted.built}
+    for prefix in sorted(built.keys() | expected.keys()):
+        ours = _shade(expected.get(prefix, "bf16"))  # what no knowledge names is never quantized
+        theirs = _shade(built[prefix]) if prefix in built else "absent"
+        if ours == "plain" and theirs == "absent" and (by_path or _leaf(prefix) in unasked):
+            continue
+        if ours != theirs:
+            yield f"{prefix} is built {theirs}, predicted {ours}"
+
+
+def _leaf(name: str) -> str:
+    return ".".join(name.split(".")[-2:])
+
+
+def _shade(form: str) -> str:
+    """Return a format, 16 and 32 bits alike: which of them a router keeps decides nothing."""
+    return "plain" if form in {each.value for each in Format if each.plain} else form

@@ -1,0 +1,85 @@
+"""Classes for configurations that only a checkpoint's own code could read: that code is never run.
+
+A stand-in holds the keys of config.json as they are, and nothing more. What a class of the checkpoint would have
+computed is missing from it, so an error that names one says nothing of the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .patches import note
+
+STAND_INS: set[str] = set()
+"""Names of the stand-in classes that were made."""
+
+DERIVED: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
+    "nemotron_h": {
+        "layers_block_type": (
+            "hybrid_override_pattern",
+            {"M": "mamba", "E": "moe", "*": "attention", "-": "mlp"},
+        ),
+    },
+}
+"""By model type: attributes that published classes make of the letters of a text, and what each letter stands for."""
+
+ARCHITECTURES: dict[str, dict[str, str]] = {"step3p7": {"text_config": "Step3p5ForCausalLM"}}
+"""By model type: inner configurations, and the architecture that published classes give them."""
+
+AS_WRITTEN = ("layer_types",)
+"""Arrays that stay as long as they are written, also where the inner class cuts them off."""
+
+
+def make_class(model_type: str, own: Callable[[str], Any]) -> type:
+    """Return a configuration class for a model type; `own` finds the engine's class of an inner one, or None."""
+    from transformers import PretrainedConfig
+
+    derived = DERIVED.get(model_type, {})
+
+    def initialise(self: Any, **named: Any) -> None:
+        inner = {}
+        for key, value in list(named.items()):
+            if key.endswith("_config") and isinstance(value, dict) and "quant" not in key:
+                named_there = ARCHITECTURES.get(model_type, {}).get(key)
+                inner[key] = inner_of({"architectures": [named_there], **value} if named_there else value, own)
+                for one in (name for name in AS_WRITTEN if name in value):
+                    setattr(inner[key], one, value[one])
+                del named[key]
+        for name, (source, letters) in derived.items():
+            if name not in named and isinstance(named.get(source), str):
+                named[name] = [letters.get(letter, letter) for letter in named[source]]
+        for key, value in inner.items():
+            setattr(self, key, value)
+        PretrainedConfig.__init__(self, **named)
+
+    def get_text_config(self: Any, *_: Any, **__: Any) -> Any:
+        return getattr(self, "text_config", self)
+
+    name = "".join(part.capitalize() for part in model_type.replace("-", "_").split("_")) + "StandIn"
+    STAND_INS.add(name)
+    body = {"__init__": initialise, "get_text_config": get_text_config, "model_type": model_type}
+    return type(name, (PretrainedConfig,), body)
+
+
+def inner_of(values: dict[str, Any], own: Callable[[str], Any]) -> Any:
+    """Return the configuration object of an inner table."""
+    model_type = str(values.get("model_type", ""))
+    kind = own(model_type) or make_class(model_type or "inner", own)
+    return kind(**values)
+
+
+def register(config: dict[str, Any], own: Callable[[str], Any]) -> None:
+    """Put a stand-in for the class that a checkpoint brings, unless the engine has its `own` for that model type.
+
+    Engines prefer a checkpoint's class to the one of transformers, whose attributes may be called otherwise.
+    """
+    from transformers import AutoConfig
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type or own(model_type) is not None:
+        return
+    AutoConfig.register(model_type, make_class(model_type, own), exist_ok=True)
+    note(
+        f"configuration of {model_type}", "its class is the checkpoint's own code; a stand-in holds config.json's keys"
+    )

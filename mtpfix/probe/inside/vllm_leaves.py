@@ -1,0 +1,193 @@
+"""The leaves of vLLM that need a GPU: kernels that are chosen while layers are built, and repacking after loading.
+
+Everything that decides stays vLLM's: its configuration, its choice of quantization, its model classes, its loader, its
+checks after loading. Which of these leaves a release has differs; what is not there is not replaced.
+"""
+
+# Half of what it calls is known in the engine's interpreter alone.
+# mypy: disable-error-code="attr-defined,misc,no-any-return,no-untyped-call"
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from typing import Any
+
+from .patches import (
+    Kernel,
+    declare_torchvision,
+    descendants,
+    imported,
+    note,
+    submodules,
+    swap,
+    try_import,
+)
+
+KEPT: list[Any] = []
+"""Objects that would be undone if they were collected."""
+
+
+def replace_linear_kernels() -> None:
+    """Let quantized linear layers create their parameters, but choose no GEMM for them."""
+    for module in imported("vllm.model_executor.layers.quantization"):
+        for name in list(vars(module)):
+            if re.fullmatch(r"init_\w+_linear_kernel", name):
+                swap(module, name, lambda *_, **__: Kernel(), "no GEMM is chosen")
+            if re.fullmatch(r"\w+LinearKernel", name) and isinstance(vars(module)[name], type):
+                swap(module, name, Kernel, "no GEMM is chosen")
+        swap(module, "select_nvfp4_linear_backend", lambda *_, **__: "none", "no GEMM is chosen")
+        swap(module, "convert_to_nvfp4_linear_kernel_format", lambda *_, **__: None, "no repacking for a GEMM")
+        swap(module, "expose_input_quant_key", lambda *_, **__: None, "no GEMM is chosen")
+
+
+def replace_expert_kernels() -> None:
+    """Let expert layers create their parameters, but choose no grouped GEMM and do not repack for one."""
+    backends = try_import("vllm.model_executor.layers.fused_moe.oracle.nvfp4")
+    if backends is not None and hasattr(backends, "NvFp4MoeBackend"):
+        backend = getattr(backends.NvFp4MoeBackend, "VLLM_CUTLASS", next(iter(backends.NvFp4MoeBackend)))
+        for module in (backends, *imported("vllm.model_executor.layers.quantization")):
+            swap(module, "select_nvfp4_moe_backend", lambda *_, **__: (backend, Kernel), "no expert kernel is chosen")
+    base = None
+    for name in ("fused_moe_method_base", "layer"):
+        module_ = try_import(f"vllm.model_executor.layers.fused_moe.{name}")
+        base = base or getattr(module_, "FusedMoEMethodBase", None)
+    for method in descendants(base):
+        if "process_weights_after_loading" in vars(method):
+            swap(method, "process_weights_after_loading", lambda *_, **__: None, "no repacking for a kernel")
+    linear = try_import("vllm.model_executor.layers.linear")
+    plain = getattr(linear, "UnquantizedLinearMethod", None)
+    swap(plain, "process_weights_after_loading", lambda *_, **__: None, "no repacking for the CPU")
+    for module in imported("vllm.model_executor.layers"):
+        swap(module, "dispatch_cpu_unquantized_gemm", lambda *_, **__: None, "no repacking for the CPU")
+
+
+def allow_ungated_experts() -> None:
+    """Let experts without a gate be built: the CPU lacks only the kernel."""
+    for name in ("config", "layer"):
+        module = try_import(f"vllm.model_executor.layers.fused_moe.{name}")
+        if module is None or "is_act_and_mul=False is supported only for" not in inspect.getsource(module):
+            continue
+
+        class Platform:
+            """The engine's platform, which claims to be one that has the kernel."""
+
+            def __init__(self, real: Any) -> None:
+                self.real = real
+
+            def __getattr__(self, attribute: str) -> Any:
+                return getattr(self.real, attribute)
+
+            def is_cuda_alike(self) -> bool:
+                return True
+
+            def is_xpu(self) -> bool:
+                return True
+
+        swap(module, "current_platform", Platform(module.current_platform), "experts without a gate are allowed")
+    choice = try_import("vllm.model_executor.layers.fused_moe.oracle.unquantized")
+    method = try_import("vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method")
+    select = getattr(method, "select_unquantized_moe_backend", None)
+    if choice is None or select is None or not hasattr(choice, "UnquantizedMoeBackend"):
+        return
+
+    def select_or_name(*arguments: Any, **named: Any) -> Any:
+        try:
+            return select(*arguments, **named)
+        except (NotImplementedError, ValueError):
+            return choice.UnquantizedMoeBackend.TRITON, Kernel
+
+    swap(method, "select_unquantized_moe_backend", select_or_name, "an expert kernel is named where the CPU has none")
+
+
+class LatentImplementation(Kernel):
+    """Stands where a kernel for latent attention would."""
+
+    dcp_world_size = 1
+    pcp_world_size = 1
+
+    def __init__(self, *_: Any, **named: Any) -> None:
+        self.__dict__.update(named)
+
+
+def allow_latent_attention(platform: type) -> None:
+    """Let latent attention be built where the CPU platform refuses it, and do not fold its weights after loading."""
+    original = platform.get_attn_backend_cls.__func__
+
+    def get_attn_backend_cls(cls: type, *arguments: Any, **named: Any) -> str:
+        try:
+            return str(original(cls, *arguments, **named))
+        except (NotImplementedError, ValueError) as error:
+            if "MLA" not in str(error) and "Sparse" not in str(error):
+                raise
+            common = try_import("vllm.model_executor.layers.attention.mla_attention") or try_import(
+                "vllm.v1.attention.backends.mla.common"
+            )
+
+            class LatentBackend(common.MLACommonBackend):  # type: ignore[name-defined]
+                get_name = staticmethod(lambda: "ORACLE")
+                get_impl_cls = staticmethod(lambda: LatentImplementation)
+                get_builder_cls = staticmethod(lambda: None)
+
+            globals()["LatentBackend"] = LatentBackend
+            return f"{__name__}.LatentBackend"
+
+    swap(platform, "get_attn_backend_cls", classmethod(get_attn_backend_cls), "latent attention is allowed")
+    for name in ("vllm.model_executor.layers.attention.mla_attention", "vllm.v1.attention.backends.mla.prefill"):
+        module = try_import(name)
+        swap(module, "get_mla_prefill_backend", lambda *_, **__: Kernel, "no prefill kernel is chosen")
+        latent = getattr(module, "MLAAttention", None)
+        swap(latent, "process_weights_after_loading", lambda *_, **__: None, "weights are not folded for decoding")
+
+
+def stand_in_for_operators() -> None:
+    """Name the compiled operators that layers look up while they are built, where the compiled part is missing."""
+    import torch
+
+    for name in ("gelu_quick",):
+        if not hasattr(torch.ops._C, name):
+            setattr(torch.ops._C, name, None)
+            note(f"torch.ops._C.{name}", "named without its kernel")
+
+
+def choose_cpu() -> Any:
+    """Choose the engine's CPU platform, whatever this machine or the engine's build has, and return its class."""
+    platforms = importlib.import_module("vllm.platforms")
+    kind = importlib.import_module("vllm.platforms.cpu").CpuPlatform
+    if getattr(platforms, "_current_platform", None) is None:
+        platforms._current_platform = kind()
+    elif not isinstance(platforms._current_platform, kind):
+        raise RuntimeError("the engine chose a GPU while it was imported")
+    return kind
+
+
+def replace_leaves() -> None:
+    """Import what builds and loads models, and replace in it what needs a GPU."""
+    import torch
+
+    KEPT.append(declare_torchvision())
+    torch.set_num_threads(1)
+    platform = choose_cpu()
+    for name in (
+        "vllm.engine.arg_utils",
+        "vllm.model_executor.model_loader.default_loader",
+        "vllm.model_executor.layers.quantization.modelopt",
+        "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors",
+        *submodules("vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe"),
+        "vllm.model_executor.layers.fused_moe",
+        "vllm.model_executor.models.registry",
+    ):
+        try_import(name)
+    platform.supported_quantization = []
+    swap(platform, "verify_quantization", classmethod(lambda *_: None), "the CPU platform lists fewer methods")
+    replace_linear_kernels()
+    replace_expert_kernels()
+    allow_ungated_experts()
+    allow_latent_attention(platform)
+    stand_in_for_operators()
+    registry = try_import("vllm.model_executor.models.registry")
+    swap(registry, "_run_in_subprocess", lambda function: function(), "models are inspected in this process")
+    if hasattr(torch, "accelerator"):
+        for name in ("empty_cache", "synchronize"):
+            swap(torch.accelerator, name, lambda *_, **__: None, "there is no accelerator")

@@ -1,0 +1,260 @@
+"""Build and load target and MTP draft with vLLM, on the CPU, without running them.
+
+Everything that decides is vLLM's: its configuration, its choice of quantization, its model classes, its loader, its
+checks after loading, and its sharing of embeddings and heads between target and draft. What is replaced stands in
+`vllm_leaves`.
+"""
+
+# Half of what it calls is known in the engine's interpreter alone.
+# mypy: disable-error-code="attr-defined,misc,no-any-return,no-untyped-call"
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .configuration import STAND_INS, register
+from .hollow import Arena
+from .patches import swap, try_import
+from .reader import make_reader
+from .vllm_leaves import replace_leaves
+from .watch import Watch, answer, attempt, watch_writes
+
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_PLUGINS": "",
+}
+SECOND_RUNNER_SINCE = (0, 29)
+"""The first release whose worker uses the second model runner unasked: vllm/v1/worker/gpu_worker.py@0.29.0."""
+
+
+def prepare(options: Any) -> dict[str, str]:
+    """Import vLLM and replace what needs a GPU; return the versions that answers come from."""
+    engine = importlib.import_module("vllm")
+    version = str(engine.__version__)  # an installation without it is broken, and says so here
+    replace_leaves()
+    import torch
+    import transformers
+
+    return {
+        "vllm": version.partition("+")[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "runner": options.runner or default_runner(version),
+    }
+
+
+def default_runner(version: str) -> str:
+    """Return the model runner that a release uses unasked."""
+    numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
+    return "v2" if tuple(numbers) >= SECOND_RUNNER_SINCE else "v1"
+
+
+class Hooks:
+    """The places in the engine where a `Watch` is told what happens; `watch` is the model at work.
+
+    With `skip` nothing is loaded into it: it is built because the other one needs it.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        self.watch = Watch(arena)
+        self.skip = False
+        loader = importlib.import_module("vllm.model_executor.model_loader.default_loader").DefaultModelLoader
+        base = importlib.import_module("vllm.model_executor.model_loader.base_loader")
+        original_load, original_model, original_process = (
+            loader.load_weights,
+            loader.load_model,
+            base.process_weights_after_loading,
+        )
+        hooks = self
+        if arena.limit is not None:
+            weights = importlib.import_module("vllm.model_executor.model_loader.weight_utils")
+            reader = make_reader(weights.safe_open, arena)
+            swap(weights, "safe_open", reader, "large tensors take no memory, and their numbers are not read")
+
+        def load_weights(self: Any, model: Any, *arguments: Any, **named: Any) -> Any:
+            watch = hooks.watch
+            watch.built(model)
+            if hooks.skip:
+                return None
+            own = model.load_weights
+
+            def tapped(weights: Any, *more: Any, **options: Any) -> Any:
+                try:
+                    return own(watch.tap(weights), *more, **options)
+                finally:
+                    watch.measure()
+
+            object.__setattr__(model, "load_weights", tapped)
+            try:
+                result = original_load(self, model, *arguments, **named)
+            finally:
+                if "load_weights" in vars(model):
+                    object.__delattr__(model, "load_weights")
+            watch.phase = "finish"
+            return result
+
+        def load_model(self: Any, *arguments: Any, **named: Any) -> Any:
+            result = original_model(self, *arguments, **named)
+            hooks.watch.phase = "share"
+            return result
+
+        def process(*arguments: Any, **named: Any) -> Any:
+            return None if hooks.skip else original_process(*arguments, **named)
+
+        loader.load_weights, loader.load_model, base.process_weights_after_loading = load_weights, load_model, process
+
+    def listen(self, configuration: Any) -> None:
+        """Note the name with which each layer asks its quantization configuration."""
+        owner = type(configuration)
+        original, hooks = owner.get_quant_method, self
+
+        def get_quant_method(self: Any, layer: Any, prefix: str, *arguments: Any, **named: Any) -> Any:
+            hooks.watch.asked[id(layer)] = (layer, prefix)
+            return original(self, layer, prefix, *arguments, **named)
+
+        owner.get_quant_method = get_quant_method
+
+
+def own_class(model_type: str) -> Any:
+    """Return the configuration class that vLLM has for a model type, None where it has none."""
+    registry = getattr(importlib.import_module("vllm.transformers_utils.config"), "_CONFIG_REGISTRY", {})
+    return registry[model_type] if model_type in registry else None  # noqa: SIM401 - its `get` is not lazy
+
+
+def engine_configuration(checkpoint: str, speculative: dict[str, Any] | None) -> Any:
+    """Return the engine's configuration for a checkpoint, with or without its MTP draft."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    options: dict[str, Any] = {
+        "model": checkpoint,
+        "disable_log_stats": True,
+        "dtype": "bfloat16",
+        "enable_chunked_prefill": False,
+        "enable_prefix_caching": False,
+        "enforce_eager": True,
+        "load_format": "safetensors",
+        "max_model_len": 64,
+        "max_num_batched_tokens": 64,
+        "max_num_seqs": 2,
+        "safetensors_load_strategy": "lazy",
+        "skip_tokenizer_init": True,
+        "trust_remote_code": False,
+        "use_tqdm_on_load": False,
+    }
+    if speculative is not None:
+        options["speculative_config"] = speculative
+    known = inspect.signature(EngineArgs).parameters
+    arguments = EngineArgs(**{name: value for name, value in options.items() if name in known})
+    return arguments.create_engine_config()
+
+
+def start_distributed() -> None:
+    """Form a group of one, as every worker of the engine does before it loads."""
+    from vllm.distributed import parallel_state
+
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        method = f"file://{file.name}"
+    parallel_state.init_distributed_environment(1, 0, method, 0, "gloo")
+    parallel_state.initialize_model_parallel(1, 1)
+
+
+def load_target(configuration: Any) -> Any:
+    """Load the main model as a worker does."""
+    from vllm.model_executor.model_loader import get_model
+
+    return get_model(vllm_config=configuration)
+
+
+def load_draft(configuration: Any, target: Any, runner: str) -> None:
+    """Load the MTP draft as the model runner does, and let it share with the target."""
+    if runner == "v2":
+        importlib.import_module("vllm.v1.worker.gpu.spec_decode.eagle.utils").load_eagle_model(target, configuration)
+        return
+    speculative = configuration.speculative_config
+    kinds = [("vllm.v1.spec_decode.eagle", "EagleProposer", True)]
+    asks = getattr(speculative, "use_step3p5_mtp", None)
+    kinds.insert(0, ("vllm.v1.spec_decode.step3p5", "Step3p5MTPProposer", asks is not None and bool(asks())))
+    found = [getattr(try_import(module), name, None) for module, name, wanted in kinds if wanted]
+    proposer: Any = object.__new__(next(kind for kind in found if kind is not None))
+    proposer.vllm_config = configuration
+    proposer.speculative_config = speculative
+    proposer.draft_model_config = speculative.draft_model_config
+    proposer.use_local_argmax_reduction = False
+    proposer.model = proposer._get_model()
+    language = target.get_language_model() if hasattr(target, "get_language_model") else target
+    proposer._maybe_share_embeddings(language)
+    proposer._maybe_share_lm_head(language)
+
+
+def mtp_layers(config: dict[str, Any]) -> int:
+    """Return how many tokens to draft: the number of MTP layers the configuration declares, or one."""
+    text = config.get("text_config", config)
+    declared = text.get("num_nextn_predict_layers") or text.get("mtp_num_hidden_layers") or 1
+    return declared if isinstance(declared, int) and declared > 0 else 1
+
+
+def load(checkpoint: str, options: Any) -> dict[str, Any]:
+    """Load target and draft of one checkpoint; the draft is tried unless the target could not even be built."""
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+    architectures = [name for name in config.get("architectures") or [] if isinstance(name, str)]
+    if not set(architectures) & set(ModelRegistry.get_supported_archs()):
+        return {"unsupported": architectures}
+    if checkpoint in options.foreign:
+        register(config, own_class)
+    hooks = Hooks(Arena(options.hollow or None))
+    roles = options.roles.split(",")
+    refused: Exception | None = None
+    try:
+        speculative = {"method": "mtp", "num_speculative_tokens": mtp_layers(config)} if "draft" in roles else None
+        configuration = engine_configuration(checkpoint, speculative)
+    except Exception as error:  # noqa: BLE001 - whatever the engine raises is its answer
+        refused = error
+        try:
+            configuration = engine_configuration(checkpoint, None)
+        except Exception as again:  # noqa: BLE001
+            hooks.watch.phase = "configure"
+            return {"target": answer(hooks.watch, again), "draft": None, "stand_ins": sorted(STAND_INS)}
+    with set_current_vllm_config(configuration):
+        start_distributed()
+        if configuration.quant_config is not None:
+            hooks.listen(configuration.quant_config)
+        target = hooks.watch
+        hooks.skip = "target" not in roles
+        with watch_writes(target):
+            failed = attempt(lambda: load_target(configuration))
+        hooks.skip = False
+        result: dict[str, Any] = {
+            "target": answer(target, failed) if "target" in roles or failed is not None else None,
+            "draft": None,
+            "stand_ins": sorted(STAND_INS),
+        }
+        if target.model is None or "draft" not in roles:
+            return result
+        hooks.watch = draft = Watch(target.arena)
+        if refused is not None:
+            draft.phase = "configure"
+            result["draft"] = answer(draft, refused)
+            return result
+        with watch_writes(draft):
+            failed = attempt(lambda: load_draft(configuration, target.model, options.runner or default_runner_here()))
+        if failed is None or draft.phase == "share":
+            draft.forgive_shared()
+        result["draft"] = answer(draft, failed)
+        return result
+
+
+def default_runner_here() -> str:
+    """Return the model runner that the imported release uses unasked."""
+    return default_runner(str(importlib.import_module("vllm").__version__))

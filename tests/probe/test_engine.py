@@ -1,0 +1,68 @@
+"""The newest verified release, installed, asked by `mtpfix verify`: tiny checkpoints, and a sparse one of 424 GB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mtpfix import verify
+from mtpfix.engines import load
+from mtpfix.model import Verdict
+from tests.checkpoints import build
+from tests.conformance import environment
+
+pytestmark = pytest.mark.engine
+RELEASE = load("vllm").verified[-1]
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    found = environment.interpreter(RELEASE)
+    if found is None:
+        pytest.skip(f"no environment for vllm {RELEASE}: set {environment.VARIABLE}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [
+        ("qwen3_5_moe", "published"),
+        ("deepseek_v3", "packed-glue"),
+        ("nemotron_h", "published"),
+        ("glm4_moe", "missing"),
+    ],
+)
+def test_what_happens_is_what_is_predicted(family: str, variant: str, python: Path, tmp_path: Path) -> None:
+    build(tmp_path / variant, family, variant)
+    found = verify(tmp_path / variant, engine_python=python)
+    assert (found.version, found.exact, found.differences) == (RELEASE, True, ())
+    assert found.prediction is not None
+    assert found.draft is not None
+    assert found.draft.verdict is found.prediction.draft.verdict
+    assert any("GEMM" in what for what in found.replaced)
+
+
+def test_a_draft_can_be_asked_for_alone(python: Path, tmp_path: Path) -> None:
+    build(tmp_path / "glue", "deepseek_v3", "packed-glue")
+    found = verify(tmp_path / "glue", engine_python=python, target=False)
+    assert found.target is None
+    assert found.draft is not None
+    assert (found.draft.verdict, found.draft.tensor) == (Verdict.FAILS, "model.layers.2.eh_proj.input_scale")
+
+
+def test_a_checkpoint_of_424_gigabytes_stays_within_2_of_memory(python: Path, tmp_path: Path) -> None:
+    build(tmp_path / "full", "deepseek_v3", "packed-glue", "full")
+    build(tmp_path / "tiny", "deepseek_v3", "packed-glue")
+    assert sum(path.stat().st_size for path in (tmp_path / "full").iterdir()) > 400e9
+    full = verify(tmp_path / "full", engine_python=python, memory=2_000_000_000)
+    tiny = verify(tmp_path / "tiny", engine_python=python)
+    assert full.target is not None
+    assert full.draft is not None
+    assert tiny.target is not None
+    assert tiny.draft is not None
+    assert full.differences == ()
+    assert (full.target.verdict, full.draft.verdict) == (tiny.target.verdict, tiny.draft.verdict)
+    assert full.draft.error == tiny.draft.error == "KeyError"
+    assert full.draft.tensor == "model.layers.61.eh_proj.input_scale"
+    assert 0 < full.memory < 2_000_000_000

@@ -1,0 +1,155 @@
+"""What runs inside an engine's interpreter, tried on small models of torch alone."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mtpfix.probe
+
+INSIDE = Path(mtpfix.probe.__file__).parent / "inside"
+
+
+def test_nothing_inside_imports_mtpfix_or_anything_beside_torch_transformers_and_an_engine() -> None:
+    allowed = {*sys.stdlib_module_names, "torch", "transformers", "vllm", "sglang"}
+    for path in INSIDE.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+        for node in ast.walk(tree):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert {name.partition(".")[0] for name in names} <= allowed, path.name
+
+
+def test_the_probe_shows_its_neighbours_to_nobody(tmp_path: Path) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text(
+        "import sys\nraise ImportError([n for n in ('watch', 'mtpfix') if __import__('importlib').util.find_spec(n)])"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, str(INSIDE / "start.py"), "vllm_load", "--out", str(out), "nowhere"]
+    subprocess.run(command, check=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, timeout=60)
+    assert "ImportError: []" in out.read_text() or "mtpfix" in out.read_text()  # mtpfix where it is installed there
+    assert "watch" not in out.read_text()
+
+
+torch = pytest.importorskip("torch")
+from mtpfix.probe.inside.coverage import covers  # noqa: E402
+from mtpfix.probe.inside.hollow import Arena  # noqa: E402
+from mtpfix.probe.inside.watch import Watch, watch_writes  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("whole", "regions", "full"),
+    [
+        ((0, (100, 64), (64, 1)), {(0, (30, 64), (64, 1)), (1920, (70, 64), (64, 1))}, True),
+        ((0, (100, 64), (64, 1)), {(0, (30, 64), (64, 1)), (1984, (69, 64), (64, 1))}, False),
+        ((0, (100, 64), (64, 1)), {(0, (64, 100), (1, 64))}, True),
+        ((0, (4,), (1,)), {(i, (), ()) for i in range(4)}, True),
+        ((0, (4,), (1,)), {(i, (), ()) for i in range(3)}, False),
+        ((0, (8, 2, 50, 64), (6400, 3200, 64, 1)), {(6400 * i, (100, 64), (64, 1)) for i in range(8)}, True),
+        ((0, (6, 4), (4, 1)), {(0, (6, 2), (4, 1)), (2, (6, 2), (4, 1))}, True),
+        ((0, (6, 4), (4, 1)), {(0, (6, 2), (4, 1)), (3, (6, 1), (4, 1))}, False),
+        # a stack of experts with 2^40 numbers, one region for each half of each
+        ((0, (1 << 10, 1 << 30), (1 << 30, 1)), {(i << 29, (1 << 29,), (1,)) for i in range(1 << 11)}, True),
+        ((0, (1 << 10, 1 << 30), (1 << 30, 1)), {(i << 29, (1 << 29,), (1,)) for i in range((1 << 11) - 1)}, False),
+    ],
+)
+def test_coverage(whole: Any, regions: Any, full: bool) -> None:
+    assert covers(whole, regions) is full
+
+
+class Layer(torch.nn.Module):  # type: ignore[misc,name-defined]
+    """A layer with the parameters of packed weights, as engines make them."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+
+        def parameter(data: Any) -> Any:
+            return torch.nn.Parameter(data, requires_grad=False)
+
+        self.weight = parameter(torch.empty(rows, columns // 2, dtype=torch.uint8))
+        self.weight_scale = parameter(torch.full((rows, columns // 16), float("nan")))
+        self.weight_scale_2 = parameter(torch.zeros(2))
+
+    def load_half(self, half: int, weight: Any, scale: Any) -> None:
+        rows = self.weight.shape[0] // 2
+        self.weight.data.narrow(0, half * rows, rows).copy_(weight)
+        self.weight_scale.data[half * rows : (half + 1) * rows] = scale
+        self.weight_scale_2.data[half] = 0.5
+
+    def is_loaded(self) -> bool:
+        return not bool(torch.isnan(self.weight_scale.float()).any())
+
+
+def load(limit: int | None, rows: int, columns: int, halves: tuple[int, ...]) -> tuple[Watch, bool]:
+    """Build and load a layer; return what was seen, and whether the layer itself thinks that it was loaded."""
+    watch = Watch(Arena(limit))
+    with watch_writes(watch):
+        layer = Layer(rows, columns)
+        watch.built(layer)
+        for half in halves:
+            layer.load_half(
+                half,
+                torch.empty(rows // 2, columns // 2, dtype=torch.uint8),
+                torch.ones(rows // 2, columns // 16),
+            )
+        watch.measure()
+        return watch, layer.is_loaded()
+
+
+@pytest.mark.parametrize("limit", [None, 16, 1 << 16])
+@pytest.mark.parametrize(
+    ("halves", "unwritten", "partial"),
+    [
+        ((0, 1), [], []),
+        ((1,), [], ["weight", "weight_scale", "weight_scale_2"]),
+        ((), ["weight", "weight_scale", "weight_scale_2"], []),
+    ],
+)
+def test_what_was_not_written_is_known_with_and_without_memory(
+    limit: int | None, halves: tuple[int, ...], unwritten: list[str], partial: list[str]
+) -> None:
+    watch, loaded = load(limit, 64, 128, halves)
+    assert sorted(watch.unwritten) == unwritten
+    assert sorted(watch.partial) == partial
+    assert loaded is (halves == (0, 1))
+
+
+def test_a_layer_of_terabytes_takes_no_memory() -> None:
+    watch, loaded = load(1 << 16, 1 << 20, 1 << 22, (0, 1))  # 2 TB of weights, and as many of scales
+    assert loaded
+    assert not watch.unwritten
+    assert not watch.partial
+    status = Path("/proc/self/status")
+    if status.exists():
+        kept = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+        assert int(kept.split()[1]) < 2_000_000
+
+
+@pytest.mark.parametrize("limit", [None, 16])
+def test_a_shape_that_does_not_fit_raises_what_torch_raises(limit: int | None) -> None:
+    with pytest.raises(RuntimeError, match=r"The size of tensor a \(64\) must match the size of tensor b \(128\)"):  # noqa: SIM117
+        with watch_writes(Watch(Arena(limit))):
+            torch.empty(64, 64).copy_(torch.empty(64, 128))
+
+
+def test_numbers_of_another_kind_are_called_misread() -> None:
+    watch = Watch(Arena(16))
+    with watch_writes(watch):
+        layer = Layer(64, 128)
+        watch.built(layer)
+        layer.weight.data.copy_(torch.ones(64, 64, dtype=torch.bfloat16))
+    assert watch.misread == {"weight": "bfloat16 read as uint8"}
+
+
+def test_small_results_of_large_tensors_are_computed() -> None:
+    with watch_writes(Watch(Arena(1 << 10))):
+        assert float(torch.zeros(1 << 12).max()) == 0.0
+        small = torch.full((4,), 3.0)
+        assert float(small.sum()) == 12.0
+        assert torch.cat([torch.zeros(1 << 20), torch.zeros(1 << 20)]).shape == (1 << 21,)
