@@ -455,6 +455,7 @@ def test_version_and_help() -> None:
         "families",
         "explain",
         "schema",
+        "doctor",
     ]
     assert run("-h").out == text
     for option in ("--engine", "--fail-on", "--select", "--ignore", "--color", "--quiet", "--no-progress", "--json"):
