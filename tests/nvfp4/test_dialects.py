@@ -20,7 +20,8 @@ def test_a_weight_crosses_and_comes_back() -> None:
         "weight_global_scale": (torch.float32, (1,)),
     }
     assert stored["weight_global_scale"].item() == 512
-    back = from_compressed_tensors(*stored.values())
+    packed, block_scale, shared = stored.values()
+    back = from_compressed_tensors(packed, block_scale, shared)
     assert back.global_scale.shape == ()
     assert torch.equal(dequantize(*back), dequantize(*quantized))
 
@@ -41,7 +42,8 @@ def test_scales_without_a_reciprocal_are_refused(scale: float) -> None:
 def test_a_tensor_of_zeros_crosses() -> None:
     stored = to_compressed_tensors(quantize(torch.zeros(2, 16)))
     assert stored["weight_global_scale"].item() == 2.0**24
-    assert not dequantize(*from_compressed_tensors(*stored.values())).any()
+    packed, block_scale, shared = stored.values()
+    assert not dequantize(*from_compressed_tensors(packed, block_scale, shared)).any()
 
 
 def test_experts_in_one_tensor_do_not_cross() -> None:
