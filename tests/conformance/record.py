@@ -108,6 +108,17 @@ def digest(found: Answer | None) -> Answer | None:
     return kept
 
 
+def undigested(kept: Answer) -> Answer:
+    """Return a digest in the form in which a probe writes what a model did."""
+    modules = [
+        {"prefix": prefix, "path": prefix, "layer": key.split()[1], "format": key.split()[0]}
+        for key, names in kept["built"].items()
+        for prefix in expand(names)
+    ]
+    error = {"class": kept["error"], "text": kept["text"]} if "error" in kept else None
+    return {**kept, "error": error, "modules": modules}
+
+
 def merge(answers: Mapping[str, Answer]) -> dict[str, Answer]:
     """Return one family's answers with each table of built modules written once, and named by its first variant."""
     first: dict[tuple[str, str], str] = {}

