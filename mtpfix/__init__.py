@@ -10,17 +10,36 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mtpfix.api import scan, verify
+    from mtpfix.api import Patched, patch, plan, scan, verify
     from mtpfix.errors import FindingsError, MtpfixError
+    from mtpfix.fix.plan import Plan
     from mtpfix.model import Finding, Fix, Report, Verification
 
 __version__ = "0.1.0"
 
-__all__ = ["Finding", "FindingsError", "Fix", "MtpfixError", "Report", "Verification", "__version__", "scan", "verify"]
+__all__ = [
+    "Finding",
+    "FindingsError",
+    "Fix",
+    "MtpfixError",
+    "Patched",
+    "Plan",
+    "Report",
+    "Verification",
+    "__version__",
+    "patch",
+    "plan",
+    "scan",
+    "verify",
+]
 
 _HOMES = {
+    "Patched": "mtpfix.api",
+    "patch": "mtpfix.api",
+    "plan": "mtpfix.api",
     "scan": "mtpfix.api",
     "verify": "mtpfix.api",
+    "Plan": "mtpfix.fix.plan",
     "Finding": "mtpfix.model",
     "Fix": "mtpfix.model",
     "Report": "mtpfix.model",

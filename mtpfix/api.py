@@ -8,14 +8,20 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mtpfix.errors import EXIT_FINDINGS, EXIT_OK
 from mtpfix.model import Ignore, Report, Role, Verification
 
 if TYPE_CHECKING:
     from mtpfix.checkpoint.local import Progress
+    from mtpfix.fix.changes import Written
+    from mtpfix.fix.patching import Prepared
+    from mtpfix.fix.plan import Plan
+    from mtpfix.fix.repairs import Branch
 
 
 def scan(
@@ -107,3 +113,86 @@ def check_rules(texts: Iterable[str]) -> None:
 
 def _chooses(text: str, code: str, name: str) -> bool:
     return bool(text) and (code.startswith(text.upper()) or text.lower() == name)
+
+
+# ------------------------------------------------------------------------------------------------------- repairs
+
+
+@dataclass(frozen=True)
+class Patched:
+    """The result of `patch`: the plan, and what was written, None where nothing was: no need, no way, or not asked."""
+
+    plan: Plan
+    written: Written | None
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 where every release asked for loads the result, or the checkpoint as it was, else 1."""
+        return EXIT_OK if self.plan.complete else EXIT_FINDINGS
+
+
+def plan(
+    ref: str | os.PathLike[str],
+    *,
+    engines: Sequence[str] | None = None,
+    mtp: Branch = "auto",
+    input_scale: float | None = None,
+    graft: str | os.PathLike[str] | None = None,
+    unsafe: bool = False,
+) -> Plan:
+    """Return the smallest repair of the checkpoint in a folder that makes the releases asked for load it.
+
+    `engines` are requests as for `scan`; without a version the newest release that was run is meant. `mtp` says how the
+    branch is to be stored: `auto` (the cheapest that loads), `keep`, `bf16` or `nvfp4`. `input_scale` is used where a
+    scale of inputs is missing and none can be derived. `graft` is the folder of the base model, which the branch, or
+    what is missing of it, is taken from. `unsafe` admits repairs that are not safe. Nothing is written.
+
+    Raises UsageError, NothingToCheck, and MtpfixError where part of the checkpoint cannot be read.
+    """
+    return _prepared(ref, engines, mtp, input_scale, graft, unsafe).plan
+
+
+def patch(
+    ref: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    engines: Sequence[str] | None = None,
+    mtp: Branch = "auto",
+    input_scale: float | None = None,
+    graft: str | os.PathLike[str] | None = None,
+    unsafe: bool = False,
+    in_place: bool = False,
+    overlay: bool = False,
+    link: str = "auto",
+) -> Patched:
+    """Repair the checkpoint in a folder as `plan` says, and write the result to the folder `out`.
+
+    `in_place` changes configuration files where they are, with a backup; `overlay` writes only what changes; `link` is
+    how unchanged files come into the result: auto, reflink, hardlink, symlink or copy. The source is never changed
+    otherwise. Nothing is written where nothing is to be repaired, or where the plan leaves anything open.
+
+    Raises as `plan` does, and MtpfixError where the result is not as planned or cannot be written.
+    """
+    from mtpfix.fix.changes import Link
+    from mtpfix.fix.patching import carry_out
+
+    prepared = _prepared(ref, engines, mtp, input_scale, graft, unsafe)
+    if not prepared.plan.operations or not prepared.plan.complete:
+        return Patched(prepared.plan, None)
+    target = None if out is None else Path(out)
+    return Patched(prepared.plan, carry_out(prepared, target, in_place=in_place, overlay=overlay, link=Link(link)))
+
+
+def _prepared(
+    ref: str | os.PathLike[str],
+    engines: Sequence[str] | None,
+    mtp: Branch,
+    input_scale: float | None,
+    graft: str | os.PathLike[str] | None,
+    unsafe: bool,
+) -> Prepared:
+    from mtpfix.fix.patching import prepare
+    from mtpfix.fix.repairs import Wishes
+
+    base = None if graft is None else os.fspath(graft)
+    return prepare(os.fspath(ref), engines, Wishes(mtp, input_scale, base, unsafe))

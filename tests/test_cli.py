@@ -449,6 +449,7 @@ def test_version_and_help() -> None:
     assert re.findall(r"^  (\w+) ", text.partition("Commands:")[2], re.MULTILINE) == [
         "scan",
         "check",
+        "patch",
         "verify",
         "diff",
         "engines",

@@ -68,19 +68,33 @@ class Context:
     @cached_property
     def releases(self) -> tuple[Release, ...]:
         """Return every judged release with its prediction, engine by engine, in ascending order."""
-        return tuple(self._predict(None))
+        return tuple(self._predict())
 
-    def try_declarations(self, declarations: Sequence[Declaration]) -> tuple[Release, ...]:
-        """Return what the judged releases would do, were these the checkpoint's quantization blocks."""
-        return tuple(self._predict(declarations))
+    def predicted(self) -> Iterator[Release]:
+        """Yield every judged release, predicted as it is asked for: what stops at one leaves the others undone."""
+        if "releases" in self.__dict__:
+            yield from self.releases
+            return
+        done = []
+        for release in self._predict():
+            done.append(release)
+            yield release
+        self.__dict__["releases"] = tuple(done)
 
-    def _predict(self, declarations: Sequence[Declaration] | None) -> Iterator[Release]:
+    def of(self, checkpoint: Checkpoint) -> Context:
+        """Return the same question about another description of the checkpoint, as a repair would leave it."""
+        other = Context(Subject(checkpoint), self.requests, self.scalars)
+        if other.subject.architecture == self.subject.architecture:
+            other.__dict__["_keys"] = self._keys  # they depend on the family alone
+        return other
+
+    def _predict(self) -> Iterator[Release]:
         for request in self.requests:
             made: dict[str, Prediction] = {}
             for version in request.releases:
                 key = self._keys[request.engine.name, version]
                 if key not in made:
-                    made[key] = predict(self.subject, request.engine, version, declarations)
+                    made[key] = predict(self.subject, request.engine, version)
                 yield Release(request.engine, version, restamped(made[key], self.subject, request.engine, version))
 
     @cached_property

@@ -62,14 +62,19 @@ def list_fixes(report: Report) -> list[tuple[Finding, Fix]]:
         (finding, fix)
         for finding in report.findings
         for fix in finding.fixes
-        if fix.operations and {operation.action for operation in fix.operations} <= LIST_ACTIONS
+        if finding.severity is Severity.ERROR
+        and fix.operations
+        and {operation.action for operation in fix.operations} <= LIST_ACTIONS
     ]
 
 
 def errors(report: Report) -> set[tuple[str, str | None, str]]:
-    """Return the errors, release by release: (rule, role, release), the release empty for the files themselves."""
+    """Return the errors, release by release: (rule, role, release), the release empty for the files themselves.
+
+    Whether a module that should be listed is so under another name, or not at all, is one error here.
+    """
     return {
-        (finding.rule, finding.role, version)
+        (finding.rule.replace("MTP202", "MTP201"), finding.role, version)
         for finding in report.findings
         if finding.severity is Severity.ERROR
         for version in [one for engine in finding.engines for one in engine.versions] or [""]
@@ -122,7 +127,9 @@ def test_a_repair_of_the_lists_mends_every_release_it_claims(
         apply(copy, fix)
         after = scan(copy)
         assert fix.safe
-        assert (finding.rule, finding.role) not in {error[:2] for error in errors(after)}, fix.title
+        assert (finding.rule.replace("MTP202", "MTP201"), finding.role) not in {error[:2] for error in errors(after)}, (
+            fix.title
+        )
         assert errors(after) < errors(before)
 
 

@@ -1,0 +1,277 @@
+"""Which entries of the quantization lists make an engine build each module as it is stored, and no other differently.
+
+Knows how each dialect spells an entry, and the names an engine asks with. What an entry matches is never decided here:
+every set of entries is tried on the prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mtpfix.checkpoint.names import describe_names
+from mtpfix.families import branch_prefixes
+from mtpfix.fix.operations import AddEntry, Operation, Path, RemoveEntry, set_value
+from mtpfix.fix.trial import Bad, Trial, modules_of
+from mtpfix.model import EXPERT, Checkpoint, Declaration, Format, Role, Stored
+from mtpfix.rules.context import Occurrence
+
+TO_PLAIN = ("plain-into-quantized", "fused-partly-listed")
+"""Events that an entry of an exclude list mends."""
+DEFAULT_KEYS: Mapping[str, str] = {"compressed-tensors": "ignore", "fp8": "modules_to_not_convert"}
+ALGORITHMS: Mapping[Format, str] = {
+    Format.NVFP4: "NVFP4",
+    Format.NVFP4_A16: "W4A16_NVFP4",
+    Format.FP8: "FP8",
+    Format.FP8_CHANNEL: "FP8_PER_CHANNEL_PER_TOKEN",
+    Format.FP8_BLOCK: "FP8_PB_WO",
+    Format.MXFP8: "MXFP8",
+}
+"""How ModelOpt calls a stored format in `quantized_layers`."""
+
+
+def edited_blocks(checkpoint: Checkpoint) -> list[Declaration]:
+    """Return the blocks that a repair edits: the top-level one of every file, never a nested copy."""
+    return [block for block in checkpoint.declarations if len(block.path) <= 1]
+
+
+def block_path(block: Declaration) -> Path:
+    """Return where the keys of a block stand in its file."""
+    return (*block.path, "quantization") if block.dialect == "nested" else block.path
+
+
+def list_path(block: Declaration) -> Path | None:
+    """Return where a block's exclude list stands, None where this package does not know its method's list."""
+    key = block.exclude_key or DEFAULT_KEYS.get(block.method, "")
+    return (*block_path(block), key) if key and block.method in SPELLINGS else None
+
+
+def additions(checkpoint: Checkpoint, entries: Iterable[str]) -> tuple[Operation, ...]:
+    """Return the operations that put entries into the list of every file that lacks them."""
+    wanted = list(entries)
+    return tuple(
+        AddEntry(block.file, path, entry)
+        for block in edited_blocks(checkpoint)
+        if (path := list_path(block)) is not None
+        for entry in wanted
+        if entry not in block.excludes
+    )
+
+
+def removals(checkpoint: Checkpoint, entries: Iterable[str]) -> tuple[Operation, ...]:
+    """Return the operations that take entries out of every list that has them."""
+    unwanted = list(entries)
+    return tuple(
+        RemoveEntry(block.file, path, entry)
+        for block in edited_blocks(checkpoint)
+        if (path := list_path(block)) is not None
+        for entry in unwanted
+        if entry in block.excludes
+    )
+
+
+# -------------------------------------------------------------------------------------------------- exclude lists
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A trial with the entries found, those entries, and what they were to mend and did not."""
+
+    trial: Trial
+    entries: tuple[str, ...]
+    rest: Bad
+
+
+def find_entries(
+    trial: Trial, role: Role | None = None, kinds: Sequence[str] = TO_PLAIN, before: Trial | None = None
+) -> Listed | None:
+    """Return the fewest entries that mend the most events of some kinds, None where none helps.
+
+    `before` is what the result is held against (default: the trial itself), where operations of the trial make worse
+    what entries then make better.
+    """
+    mine = [one for one in trial.occurrences(kinds, role) if one.built is not None]
+    if not mine:
+        return None
+    modules = list(dict.fromkeys(name for one in mine for name in names_of(one)))
+    best: Listed | None = None
+    best_gain = 0
+    for entries in candidates(trial, modules, prefixes_of(mine)):
+        operations = additions(trial.context.checkpoint, entries)
+        if not operations:
+            continue
+        after = trial.plus(operations)
+        gain = after.gain(before or trial)
+        if gain <= best_gain or after.changed_beyond(trial, modules):
+            continue
+        rest = frozenset(bad for bad in after.bad if bad[2] in modules and bad[3] in kinds)
+        best, best_gain = Listed(after, _added(operations), rest), gain
+        if not rest:
+            break
+    return best
+
+
+def _added(operations: Iterable[Operation]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.entry for one in operations if isinstance(one, AddEntry)))
+
+
+def names_of(one: Occurrence) -> tuple[str, ...]:
+    """Return the names on disk that an event concerns: all parts of a fused layer that is listed in part."""
+    fused = one.event.kind == "fused-partly-listed" and one.built is not None
+    return one.built.modules if fused and one.built is not None else (one.event.module,)
+
+
+def prefixes_of(found: Iterable[Occurrence]) -> list[str]:
+    """Return the names that engines ask with for the modules of events."""
+    return list(dict.fromkeys(one.built.prefix for one in found if one.built is not None and one.built.prefix))
+
+
+def candidates(trial: Trial, modules: Sequence[str], prefixes: Sequence[str]) -> Iterator[list[str]]:
+    """Yield sets of entries, from the shortest list upwards, in the dialect of the checkpoint's lists."""
+    subject = trial.context.subject
+    methods = {block.method for block in edited_blocks(subject.checkpoint)}
+    spellings = next((SPELLINGS[method] for method in SPELLINGS if method in methods), ())
+    exact = list(dict.fromkeys(prefixes))
+    parents = list(dict.fromkeys(without_expert(name) for name in modules))
+    if len(modules) == 1 and len(exact) == 1:
+        yield parents
+        yield exact
+    inside = [name for name in modules if subject.in_branch(name)]
+    if subject.family is not None and subject.numbers is not None and inside:
+        roots = [
+            root.rstrip(".")
+            for root in branch_prefixes(subject.family, subject.numbers)
+            if any(name.startswith(root) for name in inside)
+        ]
+        outside = [prefix for prefix in exact if not any(prefix.startswith(root) for root in roots)]
+        others = {root for root in roots for name in subject.stored if _begins_another(name, root)}
+        globs = [[spell(root, root in others) for root in roots] for spell in spellings]
+        for entries in globs:
+            yield entries
+            yield [*entries, *outside]
+        both = [entry for pair in zip(*globs, strict=True) for entry in pair]
+        if both:
+            yield both
+            yield [*both, *outside]
+            yield [*both, *exact]
+    yield parents
+    yield exact
+    yield [*parents, *exact]
+
+
+def without_expert(module: str) -> str:
+    """Return a module's name up to the experts it belongs to."""
+    head, found, _ = module.partition(f".{EXPERT}")
+    return head if found else module
+
+
+def _begins_another(name: str, root: str) -> bool:
+    """Return whether a name begins with a root but lies elsewhere: `model.layers.60.mlp` with `model.layers.6`."""
+    return name.startswith(root) and name[len(root) : len(root) + 1].isdigit()
+
+
+def _tail(root: str) -> str:
+    return root.rpartition("model.")[2]
+
+
+Spell = Callable[[str, bool], str]
+SPELLINGS: Mapping[str, tuple[Spell, ...]] = {
+    "compressed-tensors": (lambda root, _: "re:.*" + _tail(root).replace(".", r"\.") + r"\..*",),
+    "modelopt": (
+        lambda root, dotted: f"{root}.*" if dotted else f"{root}*",
+        lambda root, dotted: f"*{_tail(root)}.*" if dotted else f"*{_tail(root)}*",
+    ),
+    "fp8": (),
+}
+"""How each method's list names everything below a root, with a dot where another name begins with the root.
+
+A method that is not here has no list that is edited.
+"""
+
+
+# ---------------------------------------------------------------------------------------------------- allow-list
+
+
+def allow(trial: Trial, modules: Sequence[str]) -> Trial | None:
+    """Return the trial with modules, as they are stored, named in every `quantized_layers`; None where none helps."""
+    subject = trial.context.subject
+    wanted = {name: entry for name in modules if (entry := layer_entry(subject.stored.get(name))) is not None}
+    blocks = [block for block in edited_blocks(subject.checkpoint) if block.layers]
+    if not wanted or not blocks:
+        return None
+    asked: dict[str, list[str]] = {}
+    for _, _, built in trial.built():
+        for name in wanted.keys() & set(built.modules):
+            asked.setdefault(name, []).append(built.prefix)
+    spelled = {name: list(spelled_out(subject.stored[name])) for name in wanted}
+    best: Trial | None = None
+    for entries in (
+        {layer: wanted[name] for name in wanted for layer in spelled[name]},
+        {layer: wanted[name] for name in wanted for layer in asked.get(name, ())},
+        {layer: wanted[name] for name in wanted for layer in (*spelled[name], *asked.get(name, ()))},
+    ):
+        after = trial.plus(
+            set_value(block.file, (*block_path(block), "quantized_layers", name), entry)
+            for block in blocks
+            for name, entry in entries.items()
+            if name not in block.layers
+        )
+        if after.operations != trial.operations and after.gain(trial) > (best.gain(trial) if best else 0):
+            best = after
+    return best
+
+
+def layer_entry(stored: Stored | None) -> dict[str, object] | None:
+    """Return what `quantized_layers` says of a stored module, None where ModelOpt has no name for its format."""
+    if stored is None or stored.format not in ALGORITHMS:
+        return None
+    entry: dict[str, object] = {"quant_algo": ALGORITHMS[stored.format]}
+    if stored.format in (Format.NVFP4, Format.NVFP4_A16):
+        entry["group_size"] = 16
+    return entry
+
+
+def spelled_out(stored: Stored) -> Iterator[str]:
+    """Yield a module's names on disk, one for each expert."""
+    if stored.experts is None:
+        yield stored.module
+    else:
+        for expert in sorted(stored.experts):
+            yield stored.module.replace(EXPERT, str(expert), 1)
+
+
+def entries_title(checkpoint: Checkpoint, added: Sequence[str], removed: Sequence[str] = ()) -> str:
+    """Return in words which entries go into, and come out of, which lists."""
+    blocks = [block for block in edited_blocks(checkpoint) if list_path(block) is not None]
+    where = " and ".join(dict.fromkeys(f"{block.exclude_key or 'the list'} of {block.file}" for block in blocks))
+    shown = ", ".join(added[:4]) + (f" and {len(added) - 4} more" if len(added) > 4 else "")
+    if removed and added:
+        return f"replace {describe_names(removed)} by {shown} in {where}"
+    return f"remove {describe_names(removed)} from the list" if removed else f"add {shown} to {where}"
+
+
+def without_branch_entries(trial: Trial) -> Trial:
+    """Return the trial without the entries that make a module of the branch plain."""
+    subject = trial.context.subject
+    listed = dict.fromkeys(
+        built.excluded_by
+        for _, _, built in trial.built()
+        if built.excluded_by and any(subject.in_branch(name) for name in built.modules)
+    )
+    return trial.plus(removals(subject.checkpoint, [entry for entry in listed if entry]))
+
+
+__all__ = [
+    "TO_PLAIN",
+    "Listed",
+    "additions",
+    "allow",
+    "block_path",
+    "edited_blocks",
+    "entries_title",
+    "find_entries",
+    "modules_of",
+    "removals",
+    "without_branch_entries",
+    "without_expert",
+]

@@ -1,0 +1,119 @@
+"""A repair from end to end: read the source, plan, write, check. The only module here with effects of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mtpfix.checkpoint import open_checkpoint, read_scalars
+from mtpfix.checkpoint.ref import shown
+from mtpfix.engines import Request, resolve_requests
+from mtpfix.engines.predict import Subject
+from mtpfix.errors import MtpfixError, NothingToCheck, UsageError
+from mtpfix.fix.changes import Changes, Link, Progress, Snapshot, Written
+from mtpfix.fix.check import checker
+from mtpfix.fix.judge import is_complete
+from mtpfix.fix.perform import changes_of
+from mtpfix.fix.plan import Plan, make_plan, requests_for
+from mtpfix.fix.planfile import check_source, read_plan
+from mtpfix.fix.repairs import Wishes
+from mtpfix.fix.snapshot import take_snapshot
+from mtpfix.fix.trial import Trial
+from mtpfix.fix.writer import finish_in_place, write, write_in_place
+from mtpfix.model import Verdict
+from mtpfix.rules.context import Context
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan with what it was made from: the source's files as they were, and the releases asked for."""
+
+    plan: Plan
+    context: Context
+    snapshot: Snapshot
+    reads: tuple[Snapshot, ...] = ()
+
+    def changes(self) -> Changes:
+        """Return what the writer is to do."""
+        return changes_of(self.context.checkpoint, self.plan.operations, self.snapshot, self.reads)
+
+
+def prepare(ref: str, engines: Sequence[str] | None, wishes: Wishes) -> Prepared:
+    """Read a checkpoint and plan its repair for the releases asked for.
+
+    Raises UsageError for a request that makes no sense, NothingToCheck where no release is predicted, and MtpfixError
+    where part of the checkpoint cannot be read: what is not known is not repaired.
+    """
+    requests = requests_for(engines)
+    snapshot, context = _opened(ref, requests)
+    if all(
+        Verdict.UNKNOWN in (release.model("target").verdict, release.model("draft").verdict)
+        for release in context.releases
+    ):
+        first = context.releases[0]
+        reason = first.model("target").reason or first.model("draft").reason
+        raise NothingToCheck(
+            f"no release asked for is predicted for {shown(ref)}: {reason}",
+            "see `mtpfix families` and `mtpfix engines`",
+        )
+    return Prepared(make_plan(context, wishes), context, snapshot)
+
+
+def _opened(ref: str, requests: tuple[Request, ...]) -> tuple[Snapshot, Context]:
+    folder = Path(ref)
+    if folder.is_dir():
+        finish_in_place(folder)
+    checkpoint = open_checkpoint(ref) if not folder.is_dir() else None  # tells what is wrong with the name
+    snapshot = take_snapshot(folder)
+    checkpoint = checkpoint or open_checkpoint(ref)
+    if not is_complete(checkpoint):
+        unread = ", ".join(checkpoint.unread[:3]) or "its index or configuration"
+        raise MtpfixError(
+            f"{shown(ref)} is not repaired while part of it cannot be read: {unread}",
+            "`mtpfix scan` says what is wrong; repair or download the files again",
+        )
+    return snapshot, Context(Subject(checkpoint), requests, partial(read_scalars, checkpoint))
+
+
+def prepared_from(path: Path, ref: str) -> Prepared:
+    """Return the plan in a file with the source it was made for.
+
+    Raises MtpfixError where the source is no longer that, UsageError and FormatError where the file is no plan.
+    """
+    plan, marks = read_plan(path, ref)
+    texts = [text.replace(" ", "==", 1) for text in plan.releases]
+    requests = tuple(Request(one.engine, one.releases, explicit=True) for one in resolve_requests(texts))
+    snapshot, context = _opened(ref, requests)
+    check_source(marks[""], snapshot)
+    reads = []
+    for folder, known in marks.items():
+        if folder:
+            found = take_snapshot(Path(folder), list(known))
+            check_source(known, found)
+            reads.append(found)
+    return Prepared(plan, context, snapshot, tuple(reads))
+
+
+def carry_out(
+    prepared: Prepared,
+    out: Path | None,
+    *,
+    in_place: bool = False,
+    overlay: bool = False,
+    link: Link = Link.AUTO,
+    progress: Progress | None = None,
+) -> Written:
+    """Write a plan's result to `out`, or into the source itself, checked before anything is published.
+
+    Raises UsageError where neither or both are asked for, and whatever the writer and the check raise.
+    """
+    if (out is None) == (not in_place):
+        raise UsageError("give either a folder for the result or --in-place", "for example --out DIR")
+    trial = Trial(prepared.context, prepared.plan.operations)
+    verify = checker(prepared.context, prepared.plan.operations, trial.bad)
+    changes = prepared.changes()
+    if out is None:
+        return write_in_place(changes, verify=verify)
+    return write(changes, out, link=link, overlay=overlay, verify=verify, progress=progress)

@@ -1,0 +1,274 @@
+"""From operations to the changes of files that the writer carries out: which tensor goes, which comes, and how.
+
+Does to files what `preview` does to descriptions. Numbers are made by `tensors`, when the writer asks for them; torch
+is imported only where an operation computes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never
+
+from mtpfix.checkpoint.document import parse_document
+from mtpfix.checkpoint.names import WEIGHTS, split_name, tensor_name
+from mtpfix.checkpoint.stored import stored_modules
+from mtpfix.errors import FormatError
+from mtpfix.fix.changes import Changes, EditedFile, EditedShard, FileChange, NewShard, NewTensor, RemovedFile, Snapshot
+from mtpfix.fix.holding import Held, Holding, Place
+from mtpfix.fix.index import with_index
+from mtpfix.fix.operations import (
+    ON_JSON,
+    AddEntry,
+    AddScale,
+    Dequantize,
+    DropTensors,
+    Graft,
+    Operation,
+    Quantize,
+    Reindex,
+    RemoveEntry,
+    RemoveKey,
+    SetValue,
+    ShareScale,
+    described,
+)
+from mtpfix.fix.preview import edited, preview, scalar_shape, scale_names, weight_name
+from mtpfix.fix.snapshot import read_file
+from mtpfix.fix.splice import splice
+from mtpfix.model import EXPERT, Checkpoint, Dialect, Stored
+
+if TYPE_CHECKING:
+    from mtpfix.fix.tensors import Group
+
+COMPUTING = (Dequantize, Quantize, ShareScale)
+"""Operations for which torch is needed."""
+
+
+def changes_of(
+    checkpoint: Checkpoint, operations: Sequence[Operation], snapshot: Snapshot, reads: Sequence[Snapshot] = ()
+) -> Changes:
+    """Return the changes to a checkpoint's files that operations stand for.
+
+    `snapshot` is of its folder, `reads` of those that tensors are grafted from. Raises FormatError where an operation
+    does not apply, MtpfixError where torch is needed and absent.
+    """
+    if any(isinstance(operation, COMPUTING) for operation in operations):
+        from mtpfix.nvfp4.format import require_torch
+
+        require_torch()
+    files: list[FileChange] = [*_json_changes(snapshot.folder, operations), *_shard_changes(checkpoint, operations)]
+    changes = Changes(
+        source=snapshot,
+        files=tuple(files),
+        operations=tuple(map(described, operations)),
+        base=_public_name(checkpoint),
+        revision=checkpoint.revision,
+        reads=tuple(reads),
+    )
+    return with_index(changes, rebuild=any(isinstance(operation, Reindex) for operation in operations))
+
+
+def _public_name(checkpoint: Checkpoint) -> str:
+    """Return how the source is called on the Hub, empty for a folder: a path says nothing to others."""
+    parts = Path(checkpoint.ref).parts
+    folder = next((part for part in parts if part.startswith("models--")), "")
+    return folder.removeprefix("models--").replace("--", "/", 1)
+
+
+def json_documents(folder: Path, operations: Sequence[Operation]) -> Iterator[tuple[str, bytes, bytes]]:
+    """Yield each configuration file that operations change: its name, its bytes, and its bytes after them."""
+    names = dict.fromkeys(operation.file for operation in operations if isinstance(operation, ON_JSON))
+    for name in names:
+        before = read_file(folder, name)
+        document = parse_document(before, name, nan=True).value
+        mine = [operation for operation in operations if isinstance(operation, ON_JSON) and operation.file == name]
+        yield name, before, splice(before, edited(document, mine), name)
+
+
+def _json_changes(folder: Path, operations: Sequence[Operation]) -> Iterator[FileChange]:
+    for name, before, after in json_documents(folder, operations):
+        if before != after:
+            yield EditedFile(name, after)
+
+
+# ------------------------------------------------------------------------------------------------------- tensors
+
+
+def _shard_changes(checkpoint: Checkpoint, operations: Sequence[Operation]) -> Iterator[FileChange]:
+    holding = Holding(checkpoint)
+    current = checkpoint
+    for operation in operations:
+        if isinstance(operation, (*ON_JSON, Reindex)):
+            continue
+        _perform(operation, holding, current)
+        current = preview(current, [operation])
+    known = {shard.name for shard in checkpoint.shards}
+    left = {tensor.shard for tensor in current.tensors}
+    made: dict[str, list[NewTensor]] = {}
+    for held in holding.held.values():
+        if held.made is not None:
+            made.setdefault(held.shard, []).append(held.made)
+    for shard in sorted({*made, *holding.dropped}):
+        if shard not in known:
+            yield NewShard(shard, tuple(made[shard]))
+        elif shard not in left:
+            yield RemovedFile(shard)
+        else:
+            put = tuple(made.get(shard, ()))
+            replaced = {tensor.name for tensor in put}
+            dropped = dict.fromkeys(name for name in holding.dropped.get(shard, ()) if name not in replaced)
+            yield EditedShard(shard, tuple(dropped), put)
+
+
+def _perform(operation: Operation, holding: Holding, current: Checkpoint) -> None:
+    match operation:
+        case Dequantize():
+            _dequantize(operation, holding, _stored(current, operation.module))
+        case Quantize():
+            _quantize(operation, holding)
+        case AddScale():
+            _add_scale(operation, holding)
+        case ShareScale():
+            _share_scale(operation, holding)
+        case DropTensors():
+            _drop(operation, holding, current)
+        case Graft():
+            for tensor in operation.tensors:
+                place = Place(Path(operation.folder), tensor.file, tensor.begin)
+                source = Held(tensor.name, tensor.dtype, tensor.shape, operation.shard, place)
+                recipe = f"{tensor.origin} of {tensor.file}, byte {tensor.begin}"
+                holding.put(NewTensor(tensor.name, tensor.dtype, tensor.shape, recipe, source.chunks), operation.shard)
+        case AddEntry() | RemoveEntry() | SetValue() | RemoveKey() | Reindex():
+            pass
+        case _:
+            assert_never(operation)
+
+
+def _stored(current: Checkpoint, module: str) -> Stored:
+    found = stored_modules(tensor for tensor in current.tensors if split_name(tensor.name)[0] == module).get(module)
+    if found is None:
+        raise FormatError(f"no module is called {module}", "write the plan again")
+    return found
+
+
+def _experts(holding: Holding, module: str) -> Iterator[tuple[str, dict[str, Held], Held]]:
+    """Yield each expert's name, or the module's own, its tensors by suffix, and the one that holds the numbers."""
+    for number, parts in sorted(holding.module(module).items(), key=lambda item: -1 if item[0] is None else item[0]):
+        name = module if number is None else module.replace(EXPERT, str(number), 1)
+        weight = next((parts[suffix] for suffix in parts if suffix.removeprefix("_") in WEIGHTS), None)
+        if weight is None:
+            raise FormatError(f"{name} has no weight", "graft it from the base model")
+        yield name, parts, weight
+
+
+def _replace(holding: Holding, parts: Iterable[Held], shard: str, made: Iterable[NewTensor]) -> None:
+    for held in parts:
+        holding.drop(held)
+    for tensor in made:
+        holding.put(tensor, shard)
+
+
+def _dequantize(operation: Dequantize, holding: Holding, stored: Stored) -> None:
+    from mtpfix.fix.tensors import plain_rows
+
+    for name, parts, weight in list(_experts(holding, operation.module)):
+        suffix = split_name(weight.name)[1]
+        recipe = f"BF16 of {stored.format.value} {', '.join(held.name for held in parts.values())}"
+
+        def read(parts: dict[str, Held] = parts) -> Iterator[bytes]:
+            return plain_rows(parts, stored.format, stored.shape)
+
+        tensor = NewTensor(weight_name(name, suffix), "BF16", stored.shape, recipe, read)
+        _replace(holding, parts.values(), weight.shard, [tensor])
+
+
+def _quantize(operation: Quantize, holding: Holding) -> None:
+    from mtpfix.fix.tensors import Group, reciprocal_of
+
+    members = [list(_experts(holding, module)) for module in operation.modules]
+    for row in zip(*members, strict=True):
+        group = Group([weight for _, _, weight in row])
+        shared = ", ".join(weight.name for weight in group.weights)
+        for name, parts, weight in row:
+            made = list(_packed(name, weight, group, operation, shared, reciprocal=reciprocal_of(operation.dialect)))
+            _replace(holding, parts.values(), weight.shard, made)
+
+
+def _packed(
+    name: str, weight: Held, group: Group, operation: Quantize, shared: str, *, reciprocal: bool
+) -> Iterator[NewTensor]:
+    packed, global_scale, input_scale = scale_names(operation.dialect)
+    *front, columns = weight.shape
+    flat = weight.name == name
+    single = scalar_shape(weight.shape, operation.dialect)
+    recipe = f"NVFP4 of {weight.name} with one global scale for {shared}"
+
+    def called(suffix: str) -> str:
+        return tensor_name(name, f"_{suffix}" if flat else suffix)
+
+    head = name if flat else tensor_name(name, packed)
+    yield NewTensor(head, "U8", (*front, columns // 2), recipe, lambda: group.packed(weight))
+    scales = (*front, columns // 16)
+    yield NewTensor(called("weight_scale"), "F8_E4M3", scales, recipe, lambda: group.block_scales(weight))
+    yield NewTensor(called(global_scale), "F32", single, recipe, lambda: group.global_scale(reciprocal=reciprocal))
+    if operation.input_scale is not None:
+        value = 1 / operation.input_scale if reciprocal else operation.input_scale
+        yield _constant(called(input_scale), value, single)
+
+
+def _constant(name: str, value: float, shape: tuple[int, ...]) -> NewTensor:
+    count = shape[0] if shape else 1
+    data = struct.pack("<f", value) * count
+    return NewTensor(name, "F32", shape, f"{value!r}", lambda: (data,))
+
+
+def _add_scale(operation: AddScale, holding: Holding) -> None:
+    dialect = Dialect.COMPRESSED_TENSORS if "global" in operation.suffix else Dialect.MODELOPT
+    for name, parts, weight in list(_experts(holding, operation.module)):
+        if operation.suffix not in parts:
+            shape = scalar_shape(weight.shape, dialect)
+            holding.put(_constant(tensor_name(name, operation.suffix), operation.value, shape), weight.shard)
+
+
+def _share_scale(operation: ShareScale, holding: Holding) -> None:
+    from mtpfix.fix.tensors import rescaled, scalar, shared_global
+
+    members = [list(_experts(holding, module)) for module in operation.modules]
+    for row in zip(*members, strict=True):
+        globals_ = [_global(parts) for _, parts, _ in row]
+        shared = ", ".join(held.name for held in globals_)
+        for (_, parts, _), own in zip(row, globals_, strict=True):
+            scale = parts["weight_scale"]
+            recipe = f"{scale.name} and {own.name} under the largest of {shared}"
+            blocks = NewTensor(scale.name, scale.dtype, scale.shape, recipe, _rescaling(rescaled, scale, own, globals_))
+            inverted = own.name.endswith("weight_global_scale")
+
+            def value(inverted: bool = inverted, row: Sequence[Held] = globals_) -> float:
+                return 1 / shared_global(row) if inverted else shared_global(row)
+
+            single = NewTensor(own.name, own.dtype, own.shape, recipe, scalar(value))
+            _replace(holding, (), scale.shard, [blocks])
+            _replace(holding, (), own.shard, [single])
+
+
+def _rescaling(
+    rescaled: Callable[[Held, Held, Sequence[Held]], Iterator[bytes]], scale: Held, own: Held, shared: Sequence[Held]
+) -> Callable[[], Iterator[bytes]]:
+    return lambda: rescaled(scale, own, shared)
+
+
+def _global(parts: dict[str, Held]) -> Held:
+    return parts["weight_scale_2"] if "weight_scale_2" in parts else parts["weight_global_scale"]
+
+
+def _drop(operation: DropTensors, holding: Holding, current: Checkpoint) -> None:
+    if not any(tensor.shard == operation.shard for tensor in current.tensors):
+        raise FormatError(f"no shard is called {operation.shard}", "write the plan again")
+    for name in operation.names:
+        held = holding.held.get(name)
+        if held is not None and held.shard == operation.shard:
+            holding.drop(held)
+        else:
+            holding.dropped.setdefault(operation.shard, []).append(name)

@@ -1,0 +1,420 @@
+"""The plan: the cheapest repairs that make every release asked for load a checkpoint completely, and what stays open.
+
+Tries the ways of `repairs` one after another, those that write no tensor first, keeps what helps, and begins again; at
+the end it takes back every list entry that nothing needs. A repair is taken only if no release that was run, and in
+which the model loaded, ceases to load it. Pure: nothing is written, and no weight is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from mtpfix.checkpoint.names import describe_names
+from mtpfix.engines import Engine, Request, load, names, resolve_requests
+from mtpfix.errors import UsageError
+from mtpfix.fix import repairs
+from mtpfix.fix.cost import bytes_written
+from mtpfix.fix.entries import find_entries, without_branch_entries
+from mtpfix.fix.operations import AddEntry, Operation
+from mtpfix.fix.repairs import WAYS, Repair, Way, Wishes, made
+from mtpfix.fix.trial import Trial, bad_of, name_of
+from mtpfix.model import Outcome, Role, Verdict
+from mtpfix.rules.context import ROLES, Context, Release
+
+LONGEST = 24
+"""Steps a plan has at most: more would mean that repairs undo each other."""
+MOST_PRUNED = 64
+"""Entries that are each tried without; a longer list is left as it was found."""
+FILES: tuple[Way, ...] = (repairs.reindex, repairs.drop_nested, repairs.synchronise)
+"""Ways that put files in order, once the releases asked for load."""
+TENSOR_WAYS: tuple[Way, ...] = (repairs.dequantize, repairs.quantize)
+"""Ways that write tensors, told as alternatives to one that writes none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """What still goes wrong after a plan: where, and what the release does."""
+
+    release: str
+    role: Role
+    module: str
+    kind: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps in order, and what they leave: `open` is empty where every release asked for loads completely.
+
+    `releases` are those asked for (`vllm 0.32.0`); `unpredicted` those of them about which nothing is known, with the
+    reason. `withheld` are repairs that would help and are not safe; `alternatives` are dearer ones for what the steps
+    do. `disagreement` says in a sentence where two releases want different things, `apart` are then the plans for each.
+    """
+
+    ref: str
+    releases: tuple[str, ...]
+    steps: tuple[Repair, ...] = ()
+    open: tuple[Open, ...] = ()
+    unpredicted: tuple[str, ...] = ()
+    withheld: tuple[Repair, ...] = ()
+    alternatives: tuple[Repair, ...] = ()
+    notes: tuple[str, ...] = ()
+    disagreement: str = ""
+    apart: tuple[Plan, ...] = ()
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """Return the operations of all steps."""
+        return tuple(operation for step in self.steps for operation in step.operations)
+
+    @property
+    def complete(self) -> bool:
+        """Return whether every release asked for loads the result completely."""
+        return not self.open
+
+
+def requests_for(texts: Sequence[str] | None) -> tuple[Request, ...]:
+    """Return the releases that a plan must serve: an engine's newest verified one, or all that a range names.
+
+    Raises UsageError for text that names no engine or no known release.
+    """
+    wanted: dict[str, tuple[Engine, set[str]]] = {}
+    for text in texts or names():
+        for request in resolve_requests([text]):
+            releases = request.releases if request.explicit else (newest_verified(request.engine),)
+            wanted.setdefault(request.engine.name, (request.engine, set()))[1].update(releases)
+    return tuple(
+        Request(engine, tuple(one for one in engine.releases if one in releases), explicit=True)
+        for _, (engine, releases) in sorted(wanted.items())
+    )
+
+
+def newest_verified(engine: Engine) -> str:
+    """Return the newest release that was run, or the newest known where none was."""
+    run = [release for release in engine.releases if release in engine.verified]
+    return (run or list(engine.releases))[-1]
+
+
+def verified_requests() -> tuple[Request, ...]:
+    """Return every release of every engine that was run."""
+    known = [load(name) for name in names()]
+    return tuple(
+        Request(engine, tuple(one for one in engine.releases if one in engine.verified), explicit=False)
+        for engine in known
+        if engine.verified
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- searching
+
+
+@dataclass(slots=True)
+class _Search:
+    """A search under way: what is decided so far, and what was met on the way."""
+
+    trial: Trial
+    wishes: Wishes
+    guard: Trial
+    steps: list[Repair] = field(default_factory=list)
+    withheld: dict[str, Repair] = field(default_factory=dict)
+    alternatives: dict[str, Repair] = field(default_factory=dict)
+    harm: dict[str, str] = field(default_factory=dict)
+    harmful: bool = False
+
+    def take(self, repair: Repair) -> None:
+        """Make a repair part of the plan."""
+        self.steps.append(repair)
+        self.trial = self.trial.plus(repair.operations)
+
+    def accepted(self, repair: Repair) -> Repair | None:
+        """Return a repair as it is taken, None where it is not safe, or spoils a release that was run.
+
+        Entries that only such a release needs are added to it.
+        """
+        spoilt = self.spoilt((*self.trial.operations, *repair.operations))
+        if spoilt:
+            richer = self.spared(repair)
+            if richer is not None:
+                return self.accepted(richer)
+            self.harm[repair.title] = spoilt
+            if not self.harmful:
+                return None
+            repair = replace(repair, safe=False)
+        if not repair.safe and not self.wishes.unsafe:
+            self.withheld.setdefault(repair.title, repair)
+            return None
+        self.harm.pop(repair.title, None)
+        return repair
+
+    def spared(self, repair: Repair) -> Repair | None:
+        """Return a repair with entries that keep the releases loading that it would spoil; None where none do."""
+        spoiling = Trial(self.guard.origin, (*self.trial.operations, *repair.operations))
+        found = find_entries(spoiling)
+        if found is None:
+            return None
+        after = self.trial.plus(found.trial.operations[len(self.trial.operations) :])
+        if self.spoilt(after.operations) or not after.gain(self.trial):
+            return None
+        return made(self.trial, after, repair.title, safe=repair.safe)
+
+    def spoilt(self, operations: Sequence[Operation]) -> str:
+        """Return a release that was run, loaded the checkpoint, and would no longer; empty where there is none."""
+        before = _loading(self.guard)
+        after = self.guard.origin.of(Trial(self.guard.origin, tuple(operations)).context.checkpoint)
+        for release in after.predicted():
+            for role in ROLES:
+                if (name_of(release), role) in before and release.model(role).verdict not in _SOUND:
+                    return name_of(release)
+        return ""
+
+
+_SOUND = (Verdict.LOADS, Verdict.ABSENT)
+
+
+def _loading(trial: Trial) -> set[tuple[str, Role]]:
+    return {
+        (name_of(release), role)
+        for release in trial.context.releases
+        for role in ROLES
+        if release.model("target").verdict is release.model(role).verdict is Verdict.LOADS
+    }
+
+
+def make_plan(context: Context, wishes: Wishes, ways: Sequence[Way] = WAYS) -> Plan:
+    """Return the plan for the releases of a context.
+
+    Raises UsageError where a wish cannot be met for want of an input scale.
+    """
+    found = _planned(context, wishes, ways)
+    return _taken_apart(found, context, wishes, ways) if found.open else found
+
+
+def _planned(context: Context, wishes: Wishes, ways: Sequence[Way]) -> Plan:
+    origin = Trial(context)
+    search = _Search(origin, wishes, Trial(Context(context.subject, verified_requests(), context.scalars)))
+    notes = _wish(search)
+    _mend(search, ways)
+    _tidy(search)
+    _prune(search)
+    left = _open(search.trial)
+    releases = context.releases
+    unknown = [one for one in releases if Verdict.UNKNOWN in (one.model("target").verdict, one.model("draft").verdict)]
+    used = {step.title for step in search.steps}
+    return Plan(
+        ref=context.checkpoint.ref,
+        releases=tuple(name_of(release) for release in releases),
+        steps=tuple(search.steps),
+        open=tuple(left),
+        unpredicted=tuple(
+            f"{name_of(one)}: {one.model('target').reason or one.model('draft').reason}" for one in unknown
+        ),
+        withheld=tuple(search.withheld.values()) if left else (),
+        alternatives=tuple(one for title, one in search.alternatives.items() if title not in used),
+        notes=(
+            *notes,
+            *(f"Not taken, as {where} would no longer load: {title}." for title, where in search.harm.items()),
+        ),
+    )
+
+
+def _mend(search: _Search, ways: Sequence[Way]) -> None:
+    while search.trial.bad and len(search.steps) < LONGEST:
+        taken = next(_helping(search, ways), None)
+        if taken is None and search.wishes.unsafe and not search.harmful:
+            search.harmful = True
+            continue
+        if taken is None:
+            return
+        way, repair = taken
+        if way not in TENSOR_WAYS:
+            for other in TENSOR_WAYS:
+                for one in other(search.trial, search.wishes):
+                    if search.trial.plus(one.operations).gain(search.trial):
+                        search.alternatives.setdefault(one.title, one)
+        search.take(repair)
+
+
+def _helping(search: _Search, ways: Sequence[Way]) -> Iterator[tuple[Way, Repair]]:
+    for way in ways:
+        for repair in way(search.trial, search.wishes):
+            if search.trial.plus(repair.operations).gain(search.trial):
+                accepted = search.accepted(repair)
+                if accepted is not None:
+                    yield way, accepted
+
+
+def _tidy(search: _Search) -> None:
+    """Put the files in order, where that spoils nothing."""
+    for way in FILES:
+        for repair in way(search.trial, search.wishes):
+            after = search.trial.plus(repair.operations)
+            accepted = None if after.bad - search.trial.bad else search.accepted(repair)
+            if accepted is not None:
+                search.take(accepted)
+
+
+def _prune(search: _Search) -> None:
+    """Take back every list entry that nothing needs."""
+    entries = list(
+        dict.fromkeys(one.entry for step in search.steps for one in step.operations if isinstance(one, AddEntry))
+    )
+    if not 1 < len(entries) <= MOST_PRUNED:
+        return
+    listed = [one for one in entries if not _said_elsewhere(search, one)]
+    kept = search.steps
+    for entry in reversed(listed):
+        fewer = [
+            replace(
+                step,
+                operations=tuple(
+                    one for one in step.operations if not (isinstance(one, AddEntry) and one.entry == entry)
+                ),
+            )
+            for step in kept
+        ]
+        without = Trial(search.trial.origin, tuple(one for step in fewer for one in step.operations))
+        if not without.bad - search.trial.bad and not search.spoilt(without.operations):
+            kept = fewer
+    if kept is not search.steps:
+        search.steps = [_repriced(Trial(search.trial.origin), kept, number) for number in range(len(kept))]
+        search.steps = [step for step in search.steps if step.operations]
+        search.trial = Trial(search.trial.origin, tuple(one for step in search.steps for one in step.operations))
+
+
+def _said_elsewhere(search: _Search, entry: str) -> bool:
+    """Return whether one of the files had the entry before, so that the other is only to say the same."""
+    return any(entry in block.excludes for block in search.trial.origin.checkpoint.declarations)
+
+
+def _repriced(origin: Trial, steps: Sequence[Repair], number: int) -> Repair:
+    step = steps[number]
+    before = origin.plus(one for earlier in steps[:number] for one in earlier.operations)
+    after = before.plus(step.operations)
+    added = [one.entry for one in step.operations if isinstance(one, AddEntry)]
+    title = step.title
+    if added and title.startswith("add "):
+        from mtpfix.fix.entries import entries_title
+
+        title = entries_title(before.context.checkpoint, list(dict.fromkeys(added)))
+    size = bytes_written(before.context.checkpoint, after.context.checkpoint, step.operations)
+    return replace(step, title=title, bytes_written=size)
+
+
+# ---------------------------------------------------------------------------------------------------- wishes
+
+
+def _wish(search: _Search) -> list[str]:
+    """Store the branch as wished, before anything is mended; return what has to be said about it."""
+    match search.wishes.mtp:
+        case "bf16":
+            return _wish_plain(search)
+        case "nvfp4":
+            return _wish_packed(search)
+        case _:
+            return []
+
+
+def _wish_plain(search: _Search) -> list[str]:
+    subject = search.trial.context.subject
+    modules = [name for name, item in subject.stored.items() if subject.in_branch(name) and repairs.restorable(item)]
+    if not modules:
+        return ["The branch is stored in 16 bits already."]
+    for repair in repairs.dequantized(search.trial, modules, search.wishes, "dequantize the branch to BF16"):
+        search.take(repair)
+    return []
+
+
+def _wish_packed(search: _Search) -> list[str]:
+    trial = search.trial
+    subject = trial.context.subject
+    bare = without_branch_entries(trial)
+    packed: dict[str, bool] = {}
+    forbids: dict[str, str] = {}
+    for release, role, built in bare.built():
+        if role != "draft":
+            continue
+        for name in built.modules:
+            item = subject.stored.get(name)
+            if item is None or not subject.in_branch(name) or len(item.shape) < 2:
+                continue
+            able = built.format in repairs.NVFP4 and built.layer != "head" and repairs.packable(item)
+            packed[name] = packed.get(name, True) and able
+            if not able and repairs.packable(item) and built.layer not in ("norm", "embedding", "head"):
+                forbids.setdefault(name, name_of(release))
+    wanted = [name for name, able in packed.items() if able]
+    notes = [
+        f"{describe_names([one for one, by in forbids.items() if by == release])} stays in 16 bits: "
+        f"{release} builds it plain."
+        for release in dict.fromkeys(forbids.values())
+    ]
+    if not wanted:
+        return [*notes, "No module of the branch can be packed in every release asked for."]
+    found = list(repairs.quantized(bare, wanted, search.wishes))
+    if not found:
+        raise UsageError(
+            f"no scale is known for the inputs of {describe_names(wanted)}",
+            "no other layer has the same projections quantized: give one with --input-scale",
+        )
+    after = bare.plus(found[0].operations)
+    listed = find_entries(after, before=trial) or find_entries(after, before=after)
+    after = listed.trial if listed is not None else after
+    search.take(made(trial, after, f"quantize {describe_names(wanted)} to NVFP4", safe=True))
+    return notes
+
+
+# ------------------------------------------------------------------------------------------------- what is left
+
+
+def _open(trial: Trial) -> list[Open]:
+    left: dict[tuple[str, Role, str, str], Open] = {}
+    for release in trial.context.releases:
+        for role in ROLES:
+            for event in release.model(role).events:
+                if event.outcome is Outcome.OK:
+                    continue
+                error = f"{event.error}: {event.text}" if event.error and event.text else event.error
+                key = (name_of(release), role, event.module, event.kind)
+                left.setdefault(key, Open(*key, error=error))
+    return list(left.values())
+
+
+def _taken_apart(found: Plan, context: Context, wishes: Wishes, ways: Sequence[Way]) -> Plan:
+    """Return the plan with the plans for each release, where several were asked for and any has one of its own."""
+    releases = context.releases
+    if len(releases) < 2:
+        return found
+    apart = []
+    for release in releases:
+        if Verdict.UNKNOWN in (release.model("target").verdict, release.model("draft").verdict):
+            continue
+        alone = Context(context.subject, (Request(release.engine, (release.version,), explicit=True),), context.scalars)
+        apart.append(_planned(alone, wishes, ways))
+    able = [one for one in apart if one.complete]
+    if not able:
+        return found
+    return replace(found, disagreement=_disagreement(found, context, releases), apart=tuple(apart))
+
+
+def _disagreement(found: Plan, context: Context, releases: Sequence[Release]) -> str:
+    """Say at which module two releases want different things."""
+    first = found.open[0]
+    trial = Trial(context, found.operations)
+    failing = {one.release for one in found.open if one.module == first.module}
+    builds = {
+        name_of(release): built.format.value for release, _, built in trial.built() if first.module in built.modules
+    }
+    other = next((name_of(one) for one in releases if name_of(one) not in failing and name_of(one) in builds), None)
+    stored = trial.context.subject.stored.get(first.module)
+    what = stored.format.value if stored else "nothing"
+    if other is None or builds[other] == builds.get(first.release):
+        loading = (one for one in trial.context.releases if one.model("target").verdict is Verdict.LOADS)
+        sound = next((name_of(one) for one in loading if not bad_of(one)), None)
+        where = first.module or "the model as a whole"
+        tail = f", {sound} loads it" if sound else ""
+        return f"{where}: {first.release} fails whatever is tried ({first.error or first.kind}){tail}."
+    here = builds.get(first.release, "not at all")
+    return (
+        f"{first.module}, stored as {what}: {first.release} builds it {here}, {other} {builds[other]}, "
+        "and nothing that was tried serves both."
+    )

@@ -1,0 +1,466 @@
+"""The ways to mend what goes wrong: each proposes operations for a trial, and says what they write and risk.
+
+A way proposes; whether it helps is decided by trying it (`trial.Trial`). `safe` is False where a repair rests on a
+guess, loses something that may be wanted, or changes what the model computes beyond rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mtpfix.checkpoint.names import describe_names
+from mtpfix.fix import cost
+from mtpfix.fix.arrays import extended
+from mtpfix.fix.entries import (
+    allow,
+    block_path,
+    edited_blocks,
+    entries_title,
+    find_entries,
+    layer_entry,
+    removals,
+    spelled_out,
+)
+from mtpfix.fix.groups import fused_parts
+from mtpfix.fix.inputs import input_scale_of
+from mtpfix.fix.operations import (
+    CONFIG,
+    AddEntry,
+    AddScale,
+    Dequantize,
+    DropTensors,
+    Operation,
+    Quantize,
+    Reindex,
+    RemoveEntry,
+    RemoveKey,
+    set_value,
+)
+from mtpfix.fix.preview import INDEXED_FAULTS, scale_names
+from mtpfix.fix.trial import Trial, modules_of
+from mtpfix.model import EXPERT, Declaration, Dialect, Fault, Format, Stored
+
+MISBUILT = ("quantized-into-plain", "other-format", "scale-missing", "scale-shape", "scale-partly-written")
+"""Events of modules that are stored quantized, and that plain weights would not have."""
+NVFP4 = (Format.NVFP4, Format.NVFP4_A16)
+Branch = Literal["auto", "keep", "bf16", "nvfp4"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a user wants of a repair: how the branch is stored, and the scale of inputs where none can be derived.
+
+    `graft` is the folder of the base model; `unsafe` admits repairs that are not safe.
+    """
+
+    mtp: Branch = "auto"
+    input_scale: float | None = None
+    graft: str | None = None
+    unsafe: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """One step of a plan: what it does in words, its operations, and the bytes they write.
+
+    `rest` are releases, as `vllm 0.32.0`, in which what it is for still goes wrong.
+    """
+
+    title: str
+    safe: bool
+    operations: tuple[Operation, ...]
+    bytes_written: int
+    rest: tuple[str, ...] = ()
+
+
+def made(trial: Trial, after: Trial, title: str, *, safe: bool, rest: Iterable[str] = ()) -> Repair:
+    """Return the repair that leads from one trial to another."""
+    operations = after.operations[len(trial.operations) :]
+    size = cost.bytes_written(trial.context.checkpoint, after.context.checkpoint, operations)
+    return Repair(title, safe, operations, size, tuple(rest))
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+def reindex(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Write the index anew where it and the shards disagree."""
+    del wishes
+    if any(problem.fault in INDEXED_FAULTS for problem in trial.context.checkpoint.problems):
+        yield made(trial, trial.plus([Reindex()]), "rebuild the index from the shards", safe=True)
+
+
+def drop_copies(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Take a tensor that several shards hold out of those that come first in the engines' order.
+
+    Engines load every file in the order of names, so that the last copy is the one that counts.
+    """
+    del wishes
+    checkpoint = trial.context.checkpoint
+    if not any(problem.fault is Fault.TENSOR_DUPLICATE for problem in checkpoint.problems):
+        return
+    last: dict[str, str] = {}
+    copies: dict[str, list[str]] = {}
+    for tensor in sorted(checkpoint.tensors, key=lambda tensor: tensor.shard):
+        numbers: Sequence[int | None] = tensor.experts if tensor.experts is not None else (None,)
+        for number in numbers:
+            name = tensor.name if number is None else tensor.name.replace(EXPERT, str(number), 1)
+            if name in last:
+                copies.setdefault(last[name], []).append(name)
+            last[name] = tensor.shard
+    operations = [DropTensors(shard, tuple(names)) for shard, names in copies.items()]
+    if operations:
+        title = f"drop {describe_names(name for one in operations for name in one.names)} from {operations[0].shard}"
+        yield made(trial, trial.plus(operations), title, safe=False)
+
+
+def drop_nested(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Delete quantization blocks inside the configurations of sub-models that contradict the one at the top."""
+    del wishes
+    from mtpfix.checkpoint.quant import declared_scheme_differences
+
+    blocks = trial.context.checkpoint.declarations
+    top = next((block for block in blocks if block.file == CONFIG and len(block.path) == 1), None)
+    for block in blocks:
+        if block.file == CONFIG and len(block.path) > 1 and top and declared_scheme_differences(top, block):
+            after = trial.plus([RemoveKey(CONFIG, block.path)])
+            yield made(trial, after, f"delete {'.'.join(block.path)}", safe=True)
+
+
+def synchronise(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Write what config.json declares into hf_quant_config.json where the two disagree."""
+    del wishes
+    from mtpfix.checkpoint.quant import declared_scheme_differences
+
+    blocks = trial.context.checkpoint.declarations
+    top = next((block for block in blocks if block.file == CONFIG and len(block.path) == 1), None)
+    for block in blocks:
+        if top is None or block.file == CONFIG or block.method != top.method or top.method != "modelopt":
+            continue
+        if not declared_scheme_differences(top, block):
+            continue
+        path = block_path(block)
+        operations: list[Operation] = []
+        if (top.algo or "").upper() != (block.algo or "").upper():
+            operations.append(set_value(block.file, (*path, "quant_algo"), top.algo))
+        if None not in (top.group_size, block.group_size) and top.group_size != block.group_size:
+            operations.append(set_value(block.file, (*path, "group_size"), top.group_size))
+        if (top.kv_cache or "").upper() != (block.kv_cache or "").upper():
+            operations.append(set_value(block.file, (*path, "kv_cache_quant_algo"), top.kv_cache))
+        if block.exclude_key:
+            known, wanted = set(block.excludes), set(top.excludes)
+            listed = (*path, block.exclude_key)
+            operations += [RemoveEntry(block.file, listed, one) for one in block.excludes if one not in wanted]
+            operations += [AddEntry(block.file, listed, one) for one in top.excludes if one not in known]
+        if top.layers != block.layers:
+            layers = top.raw.get("quantized_layers") or {}
+            operations.append(set_value(block.file, (*path, "quantized_layers"), layers))
+        after = trial.plus(operations)
+        if operations:
+            title = f"write the list of {CONFIG} into {block.file}"
+            yield made(trial, after, title, safe=not trial.bad)  # a list that loads is the right one
+
+
+# ---------------------------------------------------------------------------------------------------------- lists
+
+
+def list_plain(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Exclude modules that are stored in 16 bits and built quantized."""
+    del wishes
+    found = find_entries(trial)
+    if found is not None:
+        title = entries_title(trial.context.checkpoint, found.entries)
+        yield made(trial, found.trial, title, safe=True, rest={bad[0] for bad in found.rest})
+
+
+def relist(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Take out the entries that exclude quantized modules, and name instead the plain ones they were for."""
+    del wishes
+    mine = [one for one in trial.occurrences(["quantized-into-plain", "fused-partly-listed"]) if one.built]
+    unwanted = list(dict.fromkeys(one.built.excluded_by for one in mine if one.built and one.built.excluded_by))
+    operations = removals(trial.context.checkpoint, unwanted)
+    if not operations:
+        return
+    bare = trial.plus(operations)
+    found = find_entries(bare, before=trial)
+    after = found.trial if found is not None and found.trial.gain(trial) > bare.gain(trial) else bare
+    added = found.entries if found is not None and after is found.trial else ()
+    yield made(trial, after, entries_title(trial.context.checkpoint, added, unwanted), safe=True)
+
+
+def allow_packed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Name modules that are stored quantized in the allow-list that lacks them."""
+    del wishes
+    modules = modules_of(trial.occurrences(["quantized-into-plain", "other-format"]))
+    after = allow(trial, modules) if modules else None
+    if after is not None:
+        yield made(trial, after, f"add {describe_names(modules)} to quantized_layers", safe=True)
+
+
+def restate_mixed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Declare MIXED_PRECISION with an allow-list of every quantized module, in place of one algorithm for all."""
+    del wishes
+    stored = trial.context.subject.stored
+    blocks = [
+        block
+        for block in edited_blocks(trial.context.checkpoint)
+        if block.method == "modelopt" and not block.layers and block.scheme is not None
+    ]
+    if not blocks or not modules_of(trial.occurrences(["quantized-into-plain", "other-format", "declaration-refused"])):
+        return
+    layers = {
+        layer: entry
+        for item in stored.values()
+        if (entry := layer_entry(item)) is not None
+        for layer in spelled_out(item)
+    }
+    operations: list[Operation] = []
+    for block in blocks:
+        operations.append(set_value(block.file, (*block_path(block), "quant_algo"), "MIXED_PRECISION"))
+        operations.append(set_value(block.file, (*block_path(block), "quantized_layers"), layers))
+    title = f"declare MIXED_PRECISION with the {len(layers)} quantized modules by name"
+    yield made(trial, trial.plus(operations), title, safe=True)
+
+
+# --------------------------------------------------------------------------------------------------- input scales
+
+
+def weight_only(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Declare W4A16_NVFP4 where no packed module has an input scale, so that none is read."""
+    del wishes
+    lacking = _without_input_scale(trial)
+    stored = [item for item in trial.context.subject.stored.values() if item.format in NVFP4]
+    if not lacking or any(item.format is Format.NVFP4 for item in stored):
+        return
+    operations: list[Operation] = []
+    for block in edited_blocks(trial.context.checkpoint):
+        if block.method == "modelopt" and (block.algo or "").upper() == "NVFP4":
+            operations.append(set_value(block.file, (*block_path(block), "quant_algo"), "W4A16_NVFP4"))
+        operations += _groups_without_inputs(block)
+    if operations:
+        title = "declare W4A16_NVFP4: packed weights, 16-bit inputs"
+        yield made(trial, trial.plus(operations), title, safe=True)
+
+
+def _groups_without_inputs(block: Declaration) -> Iterator[Operation]:
+    groups = block.raw.get("config_groups")
+    if isinstance(groups, dict):
+        for name, group in groups.items():
+            if isinstance(group, dict) and group.get("input_activations") is not None:
+                path = (*block.path, "config_groups", name, "input_activations")
+                yield set_value(block.file, path, None)
+
+
+def _without_input_scale(trial: Trial) -> list[str]:
+    names = ("input_scale", "input_global_scale")
+    found = trial.occurrences(["scale-missing"])
+    return list(dict.fromkeys(one.event.module for one in found if one.event.tensor.endswith(names)))
+
+
+def add_input_scales(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Write input scales that are missing: the largest of the same projection in other layers, or the one given."""
+    operations = list(_input_scales(trial, _without_input_scale(trial), wishes))
+    if operations:
+        given = wishes.input_scale is not None
+        how = f"{wishes.input_scale:g}" if given else "the largest of the same projection in other layers, doubled"
+        title = f"write the missing input scales of {describe_names(one.module for one in operations)}: {how}"
+        yield made(trial, trial.plus(operations), title, safe=not given)
+
+
+def _input_scales(trial: Trial, modules: Sequence[str], wishes: Wishes) -> Iterator[AddScale]:
+    stored = trial.context.subject.stored
+    for name in modules:
+        value = input_scale_of(trial, name, wishes.input_scale)
+        item = stored.get(name)
+        if value is None or item is None or item.format not in NVFP4:
+            continue
+        suffix = scale_names(item.dialect)[2]
+        yield AddScale(name, suffix, 1 / value if item.dialect is Dialect.COMPRESSED_TENSORS else value)
+
+
+def declare_inputs(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Declare NVFP4 with quantized inputs where a release refuses weight-only blocks, and write the input scales."""
+    refused = trial.occurrences(["declaration-refused"])
+    operations: list[Operation] = []
+    for block in edited_blocks(trial.context.checkpoint):
+        if block.method == "modelopt" and (block.algo or "").upper() == "W4A16_NVFP4":
+            operations.append(set_value(block.file, (*block_path(block), "quant_algo"), "NVFP4"))
+            operations += _groups_with_inputs(block)
+    if not refused or not operations:
+        return
+    declared = trial.plus(operations)
+    after = declared.plus(_input_scales(declared, _without_input_scale(declared), wishes))
+    title = "declare NVFP4 with quantized inputs, with the input scales given"
+    yield made(trial, after, title, safe=False)
+
+
+def _groups_with_inputs(block: Declaration) -> Iterator[Operation]:
+    groups = block.raw.get("config_groups")
+    if isinstance(groups, dict):
+        for name, group in groups.items():
+            if isinstance(group, dict) and group.get("input_activations") is None and group.get("weights"):
+                path = (*block.path, "config_groups", name, "input_activations")
+                yield set_value(block.file, path, group["weights"])
+
+
+# -------------------------------------------------------------------------------------------------------- tensors
+
+
+def dequantize(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Store in BF16, and exclude, modules that are quantized in a way that an engine does not build."""
+    modules = modules_of(trial.occurrences(MISBUILT))
+    yield from dequantized(trial, modules, wishes)
+
+
+def dequantized(trial: Trial, modules: Sequence[str], wishes: Wishes, title: str = "") -> Iterator[Repair]:
+    """Offer to store modules, and those that an engine fuses with them, in BF16."""
+    stored = trial.context.subject.stored
+    wanted = [name for name in with_fused(trial, modules) if name in stored and restorable(stored[name])]
+    if wishes.mtp == "keep":
+        wanted = [name for name in wanted if not trial.context.subject.in_branch(name)]
+    if not wanted:
+        return
+    bare = trial.plus([Dequantize(name) for name in wanted])
+    found = find_entries(bare, before=trial)
+    after = found.trial if found is not None and found.trial.gain(trial) > bare.gain(trial) else bare
+    elsewhere = any(
+        not built.format.plain and not set(modules).isdisjoint(built.modules) for _, _, built in trial.built()
+    )  # a head that the main model builds quantized is not made plain lightly for the draft alone
+    yield made(trial, after, title or "dequantize these tensors to BF16", safe=not elsewhere)
+
+
+def restorable(stored: Stored) -> bool:
+    """Return whether plain weights can be computed from what is stored."""
+    known = (*NVFP4, Format.FP8, Format.FP8_BLOCK, Format.FP8_CHANNEL, Format.MXFP4, Format.MXFP8)
+    return stored.format in known and not stored.missing and len(stored.shape) >= 2
+
+
+def with_fused(trial: Trial, modules: Iterable[str]) -> list[str]:
+    """Return modules with the quantized ones that an engine fuses with them into one layer."""
+    wanted = dict.fromkeys(modules)
+    stored = trial.context.subject.stored
+    for _, _, built in trial.built():
+        if not wanted.keys().isdisjoint(built.modules):
+            wanted.update(dict.fromkeys(name for name in built.modules if name in stored))
+    return list(wanted)
+
+
+def quantize(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Store modules in NVFP4 that an engine builds so whatever is listed."""
+    modules = modules_of(trial.occurrences(["plain-into-quantized"]))
+    yield from quantized(trial, modules, wishes)
+
+
+def quantized(trial: Trial, modules: Sequence[str], wishes: Wishes) -> Iterator[Repair]:
+    """Offer to store plain modules in NVFP4, one global scale for those that an engine fuses."""
+    stored = trial.context.subject.stored
+    wanted = {name for name in with_fused(trial, modules) if packable(stored.get(name))}
+    if wishes.mtp in ("keep", "bf16"):
+        wanted = {name for name in wanted if not trial.context.subject.in_branch(name)}
+    operations = []
+    for group in fused_parts(trial, wanted):
+        dialect, inputs = _built_as(trial, group)
+        value: float | None = None
+        if inputs:
+            values = [input_scale_of(trial, name, wishes.input_scale) for name in group]
+            if None in values:
+                return
+            value = max(one for one in values if one is not None)
+        operations.append(Quantize(group, dialect, value))
+    if operations:
+        yield made(trial, trial.plus(operations), "quantize the tensors to NVFP4", safe=False)
+
+
+def packable(stored: Stored | None) -> bool:
+    """Return whether a module's weight can be stored in NVFP4."""
+    return (
+        stored is not None
+        and stored.format.plain
+        and len(stored.shape) in (2, 3)
+        and stored.shape[-1] % 16 == 0
+        and math.prod(stored.shape) > 0
+    )
+
+
+def _built_as(trial: Trial, group: Sequence[str]) -> tuple[Dialect, bool]:
+    """Return whose names a module's scales need, and whether any judged release quantizes its inputs."""
+    methods = {block.method for block in edited_blocks(trial.context.checkpoint)}
+    dialect = Dialect.COMPRESSED_TENSORS if "compressed-tensors" in methods else Dialect.MODELOPT
+    mine = [built for _, _, built in trial.built() if not set(group).isdisjoint(built.modules)]
+    return dialect, any(built.format is not Format.NVFP4_A16 for built in mine)
+
+
+def drop_unknown(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Take out tensors that no judged release has a parameter for."""
+    del wishes
+    modules = set(modules_of(trial.occurrences(["unknown-tensor"])))
+    used = {name for _, _, built in trial.built() for name in built.modules}
+    by_shard: dict[str, list[str]] = {}
+    for tensor in trial.context.checkpoint.tensors:
+        from mtpfix.checkpoint.names import split_name
+
+        module = split_name(tensor.name)[0]
+        if module in modules and module not in used:
+            numbers = tensor.experts if tensor.experts is not None else (None,)
+            by_shard.setdefault(tensor.shard, []).extend(
+                tensor.name if number is None else tensor.name.replace(EXPERT, str(number), 1) for number in numbers
+            )
+    if by_shard:
+        names = [name for shard in by_shard.values() for name in shard]
+        operations = [DropTensors(shard, tuple(found)) for shard, found in by_shard.items()]
+        yield made(trial, trial.plus(operations), f"drop {describe_names(names)}", safe=False)
+
+
+# -------------------------------------------------------------------------------------------------- configuration
+
+
+def extend_arrays(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Extend per-layer arrays of the configuration to the MTP layers, after the decoder layer each resembles."""
+    del wishes
+    keys = modules_of(trial.occurrences(["array-short"]))
+    operations, how = extended(trial, keys)
+    if operations:
+        yield made(trial, trial.plus(operations), f"extend {', '.join(keys)} to the MTP layers, {how}", safe=False)
+
+
+def switch_off(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Declare no MTP layer, where the branch is not there."""
+    del wishes
+    subject = trial.context.subject
+    numbers, family = subject.numbers, subject.family
+    if numbers is None or family is None or not numbers.mtp or not trial.occurrences(["layer-absent"]):
+        return
+    inner = next((key for key in family.table.get("text", ()) if numbers.config.get(key) is numbers.decoder), None)
+    path = (inner,) if inner else ()
+    keys = [key for key in family.table["numbers"]["K"] if key in numbers.decoder]
+    operations: list[Operation] = [set_value(CONFIG, (*path, key), 0) for key in keys]
+    outer = [key for key in family.table["numbers"]["K"] if inner and key in numbers.config]
+    operations += [set_value(CONFIG, (key,), 0) for key in outer]
+    if not operations:
+        operations = [set_value(CONFIG, (*path, family.table["numbers"]["K"][0]), 0)]
+    title = f"switch the branch off: set {', '.join([*keys, *outer] or ['the MTP key'])} to 0 in {CONFIG}"
+    yield made(trial, trial.plus(operations), title, safe=False)
+
+
+Way = Callable[[Trial, Wishes], Iterator[Repair]]
+WAYS: tuple[Way, ...] = (
+    reindex,
+    drop_nested,
+    list_plain,
+    relist,
+    allow_packed,
+    weight_only,
+    extend_arrays,
+    add_input_scales,
+    declare_inputs,
+    restate_mixed,
+    dequantize,
+    quantize,
+    drop_copies,
+    drop_unknown,
+    switch_off,
+)
+"""Every way, what writes no tensor first."""

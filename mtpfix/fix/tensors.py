@@ -1,0 +1,210 @@
+"""The numbers of tensors that a repair makes: plain weights out of quantized ones, NVFP4 out of plain ones.
+
+The one module here that computes with torch. Gets bytes and gives bytes; knows formats, and nothing of files and
+engines. Computes in float32 and rounds once, at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from mtpfix.checkpoint.names import CACHE_SCALES
+from mtpfix.errors import FormatError
+from mtpfix.fix.holding import Held
+from mtpfix.model import Dialect, Format
+from mtpfix.nvfp4 import dequantize as nvfp4_weight
+from mtpfix.nvfp4 import quantize as nvfp4_codes
+from mtpfix.nvfp4.tensors import measure_finite, path_for, scale_of
+
+DTYPES = {
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.uint8,  # exponents, read as such
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+}
+E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
+BLOCK = 128  # rows and columns that share a scale in FP8 blocks
+E4M3_MAX = 448.0
+E4M3_MIN = 2.0**-9
+
+
+def loaded(held: Held) -> Tensor:
+    """Return a tensor with its bytes read."""
+    if held.dtype not in DTYPES:
+        raise FormatError(f"{held.name} is {held.dtype}, which is not converted here")
+    data = held.bytes()
+    if not data:
+        return torch.empty(held.shape, dtype=DTYPES[held.dtype])
+    return torch.frombuffer(data, dtype=DTYPES[held.dtype]).reshape(held.shape)
+
+
+def raw(tensor: Tensor) -> bytes:
+    """Return a tensor's bytes, little-endian and row-major."""
+    return bytes(tensor.contiguous().flatten().view(torch.uint8).numpy().data) if tensor.numel() else b""
+
+
+# ------------------------------------------------------------------------------------------------------ to BF16
+
+
+def plain_rows(parts: Mapping[str, Held], stored: Format, shape: tuple[int, ...]) -> Iterator[bytes]:
+    """Yield the bytes of a module's weight in BF16; `parts` are its tensors by suffix, `shape` is logical.
+
+    Stacked experts are computed one after another. Raises FormatError for a format that cannot be read here.
+    """
+    tensors = {suffix.removeprefix("_"): loaded(held) for suffix, held in parts.items() if suffix not in CACHE_SCALES}
+    name = next(iter(parts.values())).name
+    if len(shape) > 2:
+        count = math.prod(shape[:-2])
+        for index in range(count):
+            one = {suffix: _slice(tensor, index, count) for suffix, tensor in tensors.items()}
+            yield raw(plain(one, stored, shape[-2:], name))
+    else:
+        yield raw(plain(tensors, stored, shape, name))
+
+
+def _slice(tensor: Tensor, index: int, count: int) -> Tensor:
+    """Return what belongs to one of `count` stacked experts; a scale of one number belongs to all."""
+    return tensor.reshape(count, *tensor.shape[1:])[index] if tensor.ndim and tensor.shape[0] == count else tensor
+
+
+def plain(parts: Mapping[str, Tensor], stored: Format, shape: tuple[int, ...], name: str) -> Tensor:
+    """Return the matrix that quantized tensors, by suffix, stand for, in BF16."""
+    match stored:
+        case Format.NVFP4 | Format.NVFP4_A16:
+            packed = parts["weight_packed"] if "weight_packed" in parts else parts.get("weight", parts.get(""))
+            if packed is None:
+                raise FormatError(f"{name} has no packed weight")
+            if "weight_global_scale" in parts:
+                scale = 1 / parts["weight_global_scale"].float().flatten()[0]
+            else:
+                scale = parts["weight_scale_2"].float().flatten()[0]
+            return nvfp4_weight(packed.view(torch.uint8), parts["weight_scale"], scale, name=name)
+        case Format.MXFP4:
+            return _mxfp4(parts, shape)
+        case Format.FP8 | Format.FP8_CHANNEL | Format.FP8_BLOCK | Format.MXFP8:
+            weight = (parts["weight"] if "weight" in parts else parts[""]).float()
+            return (weight * _fp8_scale(parts, stored, shape)).to(torch.bfloat16)
+        case _:
+            raise FormatError(f"{name} is stored as {stored.value}, which is not made plain here")
+
+
+def _fp8_scale(parts: Mapping[str, Tensor], stored: Format, shape: tuple[int, ...]) -> Tensor:
+    found = next(parts[suffix] for suffix in ("weight_scale", "weight_scale_inv", "scale") if suffix in parts)
+    scale = _exponents(found) if found.dtype is torch.uint8 else found.float()
+    rows, columns = shape
+    match stored:
+        case Format.FP8_CHANNEL:
+            return scale.reshape(rows, 1)
+        case Format.FP8_BLOCK:
+            blocks = scale.reshape(-(-rows // BLOCK), -(-columns // BLOCK))
+            return blocks.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
+        case Format.MXFP8:
+            return scale.reshape(rows, -1).repeat_interleave(32, 1)[:, :columns]
+        case _:
+            return scale.flatten()[0]
+
+
+def _exponents(scale: Tensor) -> Tensor:
+    """Return the powers of two that E8M0 bytes stand for."""
+    return torch.ldexp(torch.ones(scale.shape), scale.to(torch.int32) - 127)
+
+
+def _mxfp4(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    packed = next(parts[suffix] for suffix in ("blocks", "weight_packed", "weight", "") if suffix in parts)
+    scales = next(parts[suffix] for suffix in ("scales", "weight_scale", "scale") if suffix in parts)
+    rows, columns = shape
+    codes = packed.view(torch.uint8).reshape(rows, columns // 2).to(torch.int64)
+    values = torch.stack((E2M1[codes & 15], E2M1[codes >> 4]), -1).reshape(rows, columns)
+    exponents = _exponents(scales.view(torch.uint8)).reshape(rows, -1)
+    return (values * exponents.repeat_interleave(32, 1)[:, :columns]).to(torch.bfloat16)
+
+
+# ------------------------------------------------------------------------------------------------------ to NVFP4
+
+
+class Group:
+    """Weights that share one global scale: measured once, however many of their tensors are asked for."""
+
+    def __init__(self, weights: Sequence[Held]) -> None:
+        """Take the weights as they stand, plain ones all."""
+        self.weights = tuple(weights)
+
+    @property
+    def scales(self) -> list[float]:
+        """Return the global scale of each stacked expert, one for a matrix."""
+        return list(_shared_scales(self.weights))
+
+    def packed(self, weight: Held) -> Iterator[bytes]:
+        """Yield the codes of one of the weights."""
+        for matrix, scale in self._matrices(weight):
+            yield raw(nvfp4_codes(matrix, global_scale=scale, name=weight.name).packed)
+
+    def block_scales(self, weight: Held) -> Iterator[bytes]:
+        """Yield the block scales of one of the weights."""
+        for matrix, scale in self._matrices(weight):
+            yield raw(nvfp4_codes(matrix, global_scale=scale, name=weight.name).block_scale)
+
+    def global_scale(self, *, reciprocal: bool) -> Iterator[bytes]:
+        """Yield the global scales."""
+        scales = torch.tensor(self.scales, dtype=torch.float32)
+        yield raw(1 / scales if reciprocal else scales)
+
+    def _matrices(self, weight: Held) -> Iterator[tuple[Tensor, float]]:
+        whole = loaded(weight)
+        matrices = whole.reshape(-1, *whole.shape[-2:])
+        yield from zip(matrices, self.scales, strict=True)
+
+
+@lru_cache(maxsize=64)
+def _shared_scales(weights: tuple[Held, ...]) -> tuple[float, ...]:
+    largest: list[float] = []
+    for held in weights:
+        whole = loaded(held)
+        path = path_for(whole.device)
+        found = [measure_finite(path, matrix, None, held.name) for matrix in whole.reshape(-1, *whole.shape[-2:])]
+        largest = [max(pair) for pair in zip(largest, found, strict=True)] if largest else found
+    return tuple(scale_of(amax) for amax in largest)
+
+
+# ---------------------------------------------------------------------------------------------------- shared scale
+
+
+def shared_global(parts: Sequence[Held]) -> float:
+    """Return the global scale for fused modules: the largest of theirs, given as ModelOpt's or as reciprocals."""
+    return max(_global(held) for held in parts)
+
+
+def _global(held: Held) -> float:
+    value = float(loaded(held).float().flatten()[0])
+    return 1 / value if held.name.endswith("weight_global_scale") else value
+
+
+def rescaled(block_scale: Held, own: Held, shared: Sequence[Held]) -> Iterator[bytes]:
+    """Yield block scales as they are under the shared global scale, each rounded to the nearest that E4M3 has."""
+    factor = _global(own) / shared_global(shared)
+    scales = (loaded(block_scale).float() * factor).clamp(max=E4M3_MAX)
+    floor = torch.where(scales > 0, scales.clamp(min=E4M3_MIN), scales)
+    yield raw(floor.to(torch.float8_e4m3fn))
+
+
+def scalar(value: Callable[[], float], count: int = 1) -> Callable[[], Iterator[bytes]]:
+    """Return what yields one float32 number, `count` times."""
+
+    def read() -> Iterator[bytes]:
+        yield raw(torch.full((count,), value(), dtype=torch.float32))
+
+    return read
+
+
+def reciprocal_of(dialect: Dialect) -> bool:
+    """Return whether a dialect stores global scales as reciprocals."""
+    return dialect is Dialect.COMPRESSED_TENSORS

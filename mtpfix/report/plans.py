@@ -1,0 +1,188 @@
+"""Plans and their results, for people and for machines: what is done, what it writes, what stays open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from difflib import unified_diff
+from typing import Any
+
+from mtpfix import __version__
+from mtpfix.checkpoint.names import describe_names
+from mtpfix.checkpoint.ref import shown
+from mtpfix.fix.changes import Written
+from mtpfix.fix.operations import ON_JSON, described
+from mtpfix.fix.patching import Prepared
+from mtpfix.fix.perform import json_documents
+from mtpfix.fix.plan import Open, Plan
+from mtpfix.fix.repairs import Repair
+from mtpfix.report.summary import size_text
+
+MOST_OPEN = 8
+MOST_NAMES = 12
+
+
+def plan_text(plan: Plan) -> str:
+    """Return a plan as a person reads it."""
+    return "\n".join(_plan_lines(plan)) + "\n"
+
+
+def _plan_lines(plan: Plan) -> Iterator[str]:
+    releases = _releases_text(plan.releases)
+    if not plan.steps and plan.complete:
+        yield f"{shown(plan.ref)}: nothing to repair for {releases}"
+    elif plan.complete:
+        yield f"{shown(plan.ref)}: loads completely in {releases} after {_count(len(plan.steps), 'step')}"
+    else:
+        yield f"{shown(plan.ref)}: no repair was found that {releases} loads completely"
+    for number, step in enumerate(plan.steps, 1):
+        yield f"  {number}. {_step_text(step)}"
+    for text in plan.unpredicted:
+        yield f"  not predicted: {shown(text)}"
+    for text in plan.notes:
+        yield f"  {shown(text, 600)}"
+    for step in plan.alternatives:
+        yield f"  instead: {_step_text(step)}"
+    for step in plan.withheld:
+        yield f"  with --unsafe-fixes: {_step_text(step)}"
+    if plan.disagreement:
+        yield f"  {shown(plan.disagreement, 600)}"
+    yield from _open_lines(plan.open)
+    alike: dict[tuple[object, ...], list[Plan]] = {}
+    for alone in plan.apart:
+        left = tuple((one.role, one.module, one.kind, one.error) for one in alone.open)
+        alike.setdefault((alone.steps, left), []).append(alone)
+    for group in alike.values():
+        together = replace(group[0], releases=tuple(name for one in group for name in one.releases))
+        for line in _plan_lines(together):
+            yield f"    {line}"
+
+
+def _releases_text(releases: Sequence[str]) -> str:
+    if len(releases) <= MOST_NAMES:
+        return ", ".join(releases)
+    return f"{len(releases)} releases from {releases[0]} to {releases[-1]}"
+
+
+def _open_lines(left: Sequence[Open]) -> Iterator[str]:
+    """Yield what stays open: modules and releases that fail alike in one line."""
+    groups: dict[tuple[str, str, str], list[Open]] = {}
+    for one in left:
+        groups.setdefault((one.role, one.kind, one.error), []).append(one)
+    for (role, kind, error), members in list(groups.items())[:MOST_OPEN]:
+        modules = describe_names(dict.fromkeys(one.module for one in members if one.module))
+        where = _releases_text(list(dict.fromkeys(one.release for one in members)))
+        said = f": {shown(error, 300)}" if error else ""
+        yield f"  open: {where}, {role}, {shown(modules, 300) or 'the model as a whole'}, {kind}{said}"
+    if len(groups) > MOST_OPEN:
+        yield f"  open: {len(groups) - MOST_OPEN} more"
+
+
+def _step_text(step: Repair) -> str:
+    manner = "" if step.safe else ", not safe"
+    return f"{shown(step.title, 600)} (writes {size_text(step.bytes_written)}{manner})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def written_text(written: Written) -> str:
+    """Return what was written as a person reads it."""
+    if written.already:
+        return f"{shown(str(written.folder))} is there already, just so: nothing was written\n"
+    kept = ", ".join(f"{count} by {how}" for how, count in sorted(written.kept.items()))
+    lines = [
+        f"{shown(str(written.folder))}: wrote {size_text(written.bytes_written)}, checked"
+        + " (resumed)" * written.resumed
+    ]
+    lines += [f"  {shown(one.name)} ({size_text(one.size)})" for one in written.changed]
+    lines += [f"  {shown(name)} is gone" for name in written.removed]
+    if kept:
+        lines.append(f"  unchanged: {kept}")
+    if written.backup is not None:
+        lines.append(f"  the old files are in {shown(str(written.backup))}")
+    return "\n".join(lines) + "\n"
+
+
+def diff_text(prepared: Prepared) -> str:
+    """Return what a plan changes: a unified diff of configuration files, and each operation on tensors."""
+    pieces = []
+    operations = prepared.plan.operations
+    for name, before, after in json_documents(prepared.snapshot.folder, operations):
+        old, new = (text.decode("utf-8", "replace").splitlines(keepends=True) for text in (before, after))
+        pieces += [
+            line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
+            for line in unified_diff(old, new, f"a/{name}", f"b/{name}")
+        ]
+    rows = [described(operation) for operation in operations if not isinstance(operation, ON_JSON)]
+    width = max((len(row.action) for row in rows), default=0)
+    pieces += [f"{row.action:<{width}}  {shown(row.value or row.file, 300)}\n" for row in rows]
+    return "".join(pieces)
+
+
+def plan_object(plan: Plan) -> Mapping[str, Any]:
+    """Return a plan as a JSON object."""
+    return {
+        "ref": plan.ref,
+        "releases": list(plan.releases),
+        "complete": plan.complete,
+        "steps": [_step_object(step) for step in plan.steps],
+        "open": [
+            {
+                "release": one.release,
+                "role": one.role,
+                "module": one.module,
+                "kind": one.kind,
+                "error": one.error or None,
+            }
+            for one in plan.open
+        ],
+        "unpredicted": list(plan.unpredicted),
+        "withheld": [_step_object(step) for step in plan.withheld],
+        "alternatives": [_step_object(step) for step in plan.alternatives],
+        "notes": list(plan.notes),
+        "disagreement": plan.disagreement or None,
+        "apart": [plan_object(one) for one in plan.apart],
+    }
+
+
+def _step_object(step: Repair) -> Mapping[str, Any]:
+    return {
+        "title": step.title,
+        "safe": step.safe,
+        "bytes_written": step.bytes_written,
+        "operations": [
+            {"action": one.action, "file": one.file, "value": one.value} for one in map(described, step.operations)
+        ],
+    }
+
+
+def written_object(written: Written | None) -> Mapping[str, Any] | None:
+    """Return what was written as a JSON object."""
+    if written is None:
+        return None
+    return {
+        "folder": str(written.folder),
+        "digest": written.digest,
+        "changed": [{"name": one.name, "size": one.size, "sha256": one.sha256} for one in written.changed],
+        "removed": list(written.removed),
+        "kept": dict(written.kept),
+        "bytes_written": written.bytes_written,
+        "resumed": written.resumed,
+        "already": written.already,
+        "backup": None if written.backup is None else str(written.backup),
+    }
+
+
+def render(plan: Plan, written: Written | None, exit_code: int) -> str:
+    """Return plan and result as one JSON object; ASCII only, the same for the same input."""
+    content = {
+        "schema": 1,
+        "tool": {"name": "mtpfix", "version": __version__},
+        "exit_code": exit_code,
+        "plan": plan_object(plan),
+        "written": written_object(written),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=True, allow_nan=False) + "\n"

@@ -1,0 +1,32 @@
+"""What tests of repairs share: the newest verified release, lists as files hold them, and files as bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mtpfix.engines import load
+
+NEWEST = f"vllm=={load('vllm').verified[-1]}"
+
+
+def entries_of(folder: Path) -> dict[str, set[str]]:
+    """Return the exclude list of each file that has one."""
+    found = {}
+    for name in ("config.json", "hf_quant_config.json"):
+        if (folder / name).exists():
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            block = content.get("quantization_config") or content.get("quantization") or {}
+            listed = block.get("ignore", block.get("exclude_modules"))
+            if listed is not None:
+                found[name] = set(listed)
+    return found
+
+
+def bytes_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Return each file's inode, time and content."""
+    return {
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }
