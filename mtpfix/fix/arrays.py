@@ -29,7 +29,7 @@ def extended(trial: Trial, keys: Sequence[str]) -> tuple[list[Operation], str]:
     keys = [
         *keys,
         *dict.fromkeys(
-            key for key in _indexed(trial) if key not in keys and _is_short(numbers.decoder.get(key), numbers)
+            key for key in indexed_keys(trial) if key not in keys and _is_short(numbers.decoder.get(key), numbers)
         ),
     ]
     inner = next((key for key in family.table.get("text", ()) if numbers.config.get(key) is numbers.decoder), None)
@@ -53,7 +53,7 @@ def extended(trial: Trial, keys: Sequence[str]) -> tuple[list[Operation], str]:
     return operations, how
 
 
-def _indexed(trial: Trial) -> Iterator[str]:
+def indexed_keys(trial: Trial) -> Iterator[str]:
     """Yield the names of all arrays that a judged engine indexes by layer."""
     subject = trial.context.subject
     for release in trial.context.releases:

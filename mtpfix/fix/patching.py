@@ -14,6 +14,7 @@ from mtpfix.engines.predict import Subject
 from mtpfix.errors import MtpfixError, NothingToCheck, UsageError
 from mtpfix.fix.changes import Changes, Link, Progress, Snapshot, Written
 from mtpfix.fix.check import checker
+from mtpfix.fix.graft import files_read
 from mtpfix.fix.judge import is_complete
 from mtpfix.fix.perform import changes_of
 from mtpfix.fix.plan import Plan, make_plan, requests_for
@@ -58,7 +59,9 @@ def prepare(ref: str, engines: Sequence[str] | None, wishes: Wishes) -> Prepared
             f"no release asked for is predicted for {shown(ref)}: {reason}",
             "see `mtpfix families` and `mtpfix engines`",
         )
-    return Prepared(make_plan(context, wishes), context, snapshot)
+    plan = make_plan(context, wishes)
+    reads = tuple(take_snapshot(folder, files) for folder, files in files_read(plan.operations).items())
+    return Prepared(plan, context, snapshot, reads)
 
 
 def _opened(ref: str, requests: tuple[Request, ...]) -> tuple[Snapshot, Context]:

@@ -16,6 +16,7 @@ from mtpfix.errors import UsageError
 from mtpfix.fix import repairs
 from mtpfix.fix.cost import bytes_written
 from mtpfix.fix.entries import find_entries, without_branch_entries
+from mtpfix.fix.graft import graft
 from mtpfix.fix.operations import AddEntry, Operation
 from mtpfix.fix.repairs import WAYS, Repair, Way, Wishes, made
 from mtpfix.fix.trial import Trial, bad_of, name_of
@@ -193,6 +194,8 @@ def make_plan(context: Context, wishes: Wishes, ways: Sequence[Way] = WAYS) -> P
 def _planned(context: Context, wishes: Wishes, ways: Sequence[Way]) -> Plan:
     origin = Trial(context)
     search = _Search(origin, wishes, Trial(Context(context.subject, verified_requests(), context.scalars)))
+    for repair in graft(search.trial, wishes):
+        search.take(repair)
     notes = _wish(search)
     _mend(search, ways)
     _tidy(search)
