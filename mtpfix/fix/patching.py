@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from mtpfix.checkpoint import open_checkpoint, read_scalars
 from mtpfix.checkpoint.ref import shown
-from mtpfix.engines import Request, resolve_requests
+from mtpfix.engines import Request, names, resolve_requests
 from mtpfix.engines.predict import Subject
 from mtpfix.errors import MtpfixError, NothingToCheck, UsageError
 from mtpfix.fix.changes import Changes, Link, Progress, Snapshot, Written
@@ -17,7 +17,7 @@ from mtpfix.fix.check import checker
 from mtpfix.fix.graft import files_read
 from mtpfix.fix.judge import is_complete
 from mtpfix.fix.perform import changes_of
-from mtpfix.fix.plan import Plan, make_plan, requests_for
+from mtpfix.fix.plan import Plan, default_engines, make_plan, requests_for
 from mtpfix.fix.planfile import check_source, read_plan
 from mtpfix.fix.repairs import Wishes
 from mtpfix.fix.snapshot import take_snapshot
@@ -60,6 +60,10 @@ def prepare(ref: str, engines: Sequence[str] | None, wishes: Wishes) -> Prepared
             "see `mtpfix families` and `mtpfix engines`",
         )
     plan = make_plan(context, wishes)
+    others = [name for name in names() if not engines and name not in default_engines()]
+    if others:
+        text = f"Not considered: {', '.join(others)}, of which no release was run here; ask for it with --for."
+        plan = replace(plan, notes=(*plan.notes, text))
     reads = tuple(take_snapshot(folder, files) for folder, files in files_read(plan.operations).items())
     return Prepared(plan, context, snapshot, reads)
 

@@ -78,10 +78,11 @@ class Plan:
 def requests_for(texts: Sequence[str] | None) -> tuple[Request, ...]:
     """Return the releases that a plan must serve: an engine's newest verified one, or all that a range names.
 
+    Without a text these are the engines of which any release was run.
     Raises UsageError for text that names no engine or no known release.
     """
     wanted: dict[str, tuple[Engine, set[str]]] = {}
-    for text in texts or names():
+    for text in texts or default_engines():
         for request in resolve_requests([text]):
             releases = request.releases if request.explicit else (newest_verified(request.engine),)
             wanted.setdefault(request.engine.name, (request.engine, set()))[1].update(releases)
@@ -89,6 +90,11 @@ def requests_for(texts: Sequence[str] | None) -> tuple[Request, ...]:
         Request(engine, tuple(one for one in engine.releases if one in releases), explicit=True)
         for _, (engine, releases) in sorted(wanted.items())
     )
+
+
+def default_engines() -> list[str]:
+    """Return the engines that a plan serves unasked: those of which a release was run."""
+    return [name for name in names() if load(name).verified] or list(names())
 
 
 def newest_verified(engine: Engine) -> str:

@@ -327,7 +327,8 @@ def dequantized(trial: Trial, modules: Sequence[str], wishes: Wishes, title: str
     found = find_entries(bare, before=trial)
     after = found.trial if found is not None and found.trial.gain(trial) > bare.gain(trial) else bare
     elsewhere = any(
-        not built.format.plain and not set(modules).isdisjoint(built.modules) for _, _, built in trial.built()
+        role == "target" and not built.format.plain and not set(modules).isdisjoint(built.modules)
+        for _, role, built in trial.built()
     )  # a head that the main model builds quantized is not made plain lightly for the draft alone
     yield made(trial, after, title or "dequantize these tensors to BF16", safe=not elsewhere)
 
