@@ -1,0 +1,112 @@
+"""Every broken variant of every family, in every release that was run: the plan makes it load, or says that none does.
+
+The result is judged as a scan would judge its files; nothing is written. What each variant needs beyond the default is
+said here: a base model where the branch is missing, a scale of inputs where the checkpoint has none.
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+
+from mtpfix.checkpoint import open_checkpoint, read_scalars
+from mtpfix.engines import load
+from mtpfix.engines.predict import Subject
+from mtpfix.fix.plan import Plan, make_plan, requests_for
+from mtpfix.fix.preview import preview
+from mtpfix.fix.repairs import Wishes
+from mtpfix.model import Checkpoint, Severity, Verdict
+from mtpfix.rules import run
+from mtpfix.rules.context import Context
+from tests.checkpoints import build
+from tests.conformance.record import cases
+from tests.families import FAMILIES
+
+RELEASES = load("vllm").verified
+UNHEALABLE = {
+    "published": {"step3p5"},
+    "layer-arrays": {"step3p5"},
+    "short-arrays": {"step3p5"},
+}
+"""Variants with families in which some releases have no loadable form: what they read is cut off by their own code."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+@cache
+def opened(root: Path, family: str, variant: str) -> Checkpoint:
+    folder = root / family / variant
+    if not folder.exists():
+        build(folder, family, variant)
+    return open_checkpoint(folder)
+
+
+def wishes_for(root: Path, family: str, variant: str) -> Wishes:
+    """Return what a person would give along for a variant: all that it lacks."""
+    lacking = variant == "missing" or (family, variant) == ("step3p7", "published")
+    source = "layer-arrays" if (family, variant) == ("step3p7", "published") else "excluded-glob"
+    base = str(opened(root, family, source).root) if lacking else None
+    return Wishes(graft=base, input_scale=1.0, unsafe=True)
+
+
+def planned(root: Path, family: str, variant: str, release: str) -> tuple[Plan, Context]:
+    checkpoint = opened(root, family, variant)
+    requests = requests_for([f"vllm=={release}"])
+    context = Context(Subject(checkpoint), requests, partial(read_scalars, checkpoint))
+    return make_plan(context, wishes_for(root, family, variant)), context
+
+
+def graver(context: Context) -> list[str]:
+    """Return the rules of a checkpoint's errors and warnings."""
+    return [finding.rule for finding in run(context) if finding.severity is not Severity.NOTE]
+
+
+def check(root: Path, family: str, variant: str, release: str) -> str:
+    """Return what became of one cell: `absent` (not predicted), `open`, or `loads`, after proving it."""
+    plan, context = planned(root, family, variant, release)
+    if plan.unpredicted:
+        return "absent"
+    if not plan.complete:
+        broken = any(one.kind == "class-broken" for one in plan.open)  # whatever is stored
+        assert broken or family in UNHEALABLE.get(variant, set()), plan.open[:3]
+        return "open"
+    after = context.of(preview(context.checkpoint, plan.operations))
+    (one,) = after.releases
+    assert one.model("target").verdict is Verdict.LOADS
+    assert one.model("draft").verdict is Verdict.LOADS
+    assert graver(after) == []
+    assert all(step.operations for step in plan.steps)
+    return "loads"
+
+
+@pytest.mark.parametrize("variant", ["nothing-excluded", "listed-packed", "branch-fp8", "missing", "no-input-scale"])
+@pytest.mark.parametrize("family", ["qwen3_5_moe", "deepseek_v3"])
+def test_a_plan_makes_the_newest_release_load(family: str, variant: str, root: Path) -> None:
+    assert check(root, family, variant, RELEASES[-1]) == "loads"
+
+
+def test_where_no_form_loads_the_plan_says_what_stays_open(root: Path) -> None:
+    assert check(root, "step3p5", "layer-arrays", RELEASES[-1]) == "open"
+    plan, _ = planned(root, "step3p5", "layer-arrays", RELEASES[-1])
+    assert [(one.module, one.error) for one in plan.open] == [("layer_types", "IndexError: list index out of range")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_variant_loads_after_its_plan(family: str, release: str, root: Path) -> None:
+    wrong, told = [], {"loads": 0, "open": 0, "absent": 0}
+    for name, variant in cases():
+        if name == family:
+            try:
+                told[check(root, family, variant, release)] += 1
+            except AssertionError as error:
+                wrong.append(f"{variant}: {str(error)[:300]}")
+    if wrong:
+        pytest.fail("\n".join(wrong), pytrace=False)
+    assert sum(told.values()) > 12
