@@ -19,7 +19,9 @@ from mtpfix.fix.holding import Held
 from mtpfix.model import Dialect, Format
 from mtpfix.nvfp4 import dequantize as nvfp4_weight
 from mtpfix.nvfp4 import quantize as nvfp4_codes
-from mtpfix.nvfp4.tensors import measure_finite, path_for, scale_of
+from mtpfix.nvfp4.format import scale_of
+from mtpfix.nvfp4.paths import path_for
+from mtpfix.nvfp4.tensors import measure_finite
 
 DTYPES = {
     "U8": torch.uint8,
@@ -169,7 +171,7 @@ def _shared_scales(weights: tuple[Held, ...]) -> tuple[float, ...]:
     largest: list[float] = []
     for held in weights:
         whole = loaded(held)
-        path = path_for(whole.device)
+        path = path_for(whole.device.type)
         found = [measure_finite(path, matrix, None, held.name) for matrix in whole.reshape(-1, *whole.shape[-2:])]
         largest = [max(pair) for pair in zip(largest, found, strict=True)] if largest else found
     return tuple(scale_of(amax) for amax in largest)
