@@ -160,13 +160,23 @@ def test_sixty_layers_of_512_experts_are_one_cell_each(browser: Any, big: str, t
     assert len(big) < 1_000_000
     show(browser, big, tmp_path)
     assert count(browser, ".map tbody tr") >= 60
-    begun = time.monotonic()
-    run(
+    crashing = run(
         browser,
-        "const s = document.querySelector('input[type=range]'); s.value = 8; s.dispatchEvent(new Event('input'))",
+        """
+        const slider = document.querySelector('input[type=range]');
+        const counts = [];
+        for (let step = +slider.min; step <= +slider.max; step++) {
+          const begun = performance.now();
+          slider.value = step;
+          slider.dispatchEvent(new Event('input'));
+          counts.push([document.querySelectorAll('td.crash').length, performance.now() - begun]);
+        }
+        return counts;
+        """,
     )
-    assert time.monotonic() - begun < 2
-    assert count(browser, "td.crash") > 0
+    assert len(crashing) > 20
+    assert any(cells > 0 for cells, _ in crashing)
+    assert max(milliseconds for _, milliseconds in crashing) < 1000
 
 
 def test_everything_has_a_name_for_a_screen_reader(browser: Any, tmp_path: Path) -> None:
