@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
+from mtpfix.checkpoint.ref import shown
+from mtpfix.engines.predict import Subject
 from mtpfix.model import Finding, Severity, Verdict
 from mtpfix.rules.context import Context, occurrences
 from mtpfix.rules.findings import bundle, finding, plain_finding
 from mtpfix.rules.registry import Rule, rule
+
+MOST, WIDEST = 6, 80
+"""Entries of a list that are named, and characters of each."""
 
 
 @rule("MTP601", "architecture-unknown", Severity.NOTE, metadata=True)
 def architecture_unknown(context: Context, this: Rule) -> Iterator[Finding]:
     """No family file knows the architecture, so only what is stored and what is declared was judged.
 
-    Whether an engine loads it is not predicted.
+    Whether an engine loads it is not predicted: `mtpfix verify` asks one that is installed.
     """
     subject = context.subject
     if subject.family is None:
         name = subject.architecture
         what = f"The architecture {name} is" if name else "config.json names no architecture; it is"
-        yield plain_finding(this, f"{what} not known here: what engines build for it was not predicted.")
+        sentences = [f"{what} not known here: what engines build for it was not predicted."]
+        sentences += _what_is_there(subject)
+        sentences.append("An installed engine can be asked: mtpfix verify FOLDER --engine-python PATH.")
+        yield plain_finding(this, " ".join(sentences))
+
+
+def _what_is_there(subject: Subject) -> Iterator[str]:
+    """Yield, in sentences, what is stored and what the lists of the quantization blocks name."""
+    formats = Counter(stored.format.value for stored in subject.stored.values() if len(stored.shape) > 1)
+    if formats:
+        counted = ", ".join(f"{count:,} {form}" for form, count in formats.most_common())
+        yield f"Modules with a matrix, the experts of a layer counted as one: {counted}."
+    files: dict[tuple[tuple[str, ...], int], list[str]] = {}
+    for block in subject.checkpoint.declarations:
+        files.setdefault((block.excludes, len(block.layers)), []).append(block.file)
+    for (excludes, layers), named in files.items():
+        lists, leaves = ("list", "leave") if len(named) > 1 else ("lists", "leaves")
+        where = " and ".join(named)
+        if layers:
+            yield f"{where} {lists} {layers:,} quantized modules."
+        if excludes:
+            entries = ", ".join(shown(entry, WIDEST) for entry in excludes[:MOST])
+            more = f" and {len(excludes) - MOST:,} more" if len(excludes) > MOST else ""
+            yield f"{where} {leaves} unquantized: {entries}{more}."
+        if not layers and not excludes:
+            yield f"{where} {leaves} nothing unquantized."
 
 
 @rule("MTP602", "engine-cannot-build", Severity.ERROR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -497,3 +498,36 @@ def test_arrays_that_cover_all_layers_are_not_called_short(fixtures: Fixtures) -
     (finding,) = of(scan(fixtures("step3p7", "short-arrays"), engines=[NEWEST]), "MTP103")
     assert "layer_types: 3 entries, but 6" in finding.message
     assert finding.fixes
+
+
+# ------------------------------------------------------------------------------------------------ what a note says
+
+
+def unknown_architecture(fixtures: Fixtures, folder: Path, change: Change = keep) -> str:
+    def without_family(copy: Path) -> None:
+        edit(copy, lambda config: config.update(architectures=["NobodyForCausalLM"]))
+        change(copy)
+
+    (found,) = of(judge(good(without_family), fixtures, folder), "MTP601")
+    return found.message
+
+
+def test_an_unknown_architecture_is_told_with_what_is_stored_and_listed_and_who_can_be_asked(
+    fixtures: Fixtures, tmp_path: Path
+) -> None:
+    said = unknown_architecture(fixtures, tmp_path)
+    assert "The architecture NobodyForCausalLM is not known here" in said
+    assert re.search(r"counted as one: \d+ bf16, \d+ nvfp4\.", said)
+    assert "config.json and hf_quant_config.json leave unquantized: lm_head, " in said
+    assert said.endswith("An installed engine can be asked: mtpfix verify FOLDER --engine-python PATH.")
+
+
+def test_lists_that_differ_are_told_apart_and_hostile_entries_are_cut_and_escaped(
+    fixtures: Fixtures, tmp_path: Path
+) -> None:
+    entries = ["x" * 100_000, "a\x1b[31m", *(f"model.layers.{number}" for number in range(6))]
+    said = unknown_architecture(fixtures, tmp_path, in_block(ignore=entries))
+    assert "config.json leaves unquantized: xxxx" in said
+    assert "a\\x1b[31m" in said
+    assert " and 2 more. hf_quant_config.json leaves unquantized: lm_head, " in said
+    assert len(said) < 2000
