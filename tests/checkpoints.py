@@ -1,4 +1,4 @@
-"""Checkpoints with real names, built for tests and examples: seven families, two sizes, many ways to be right or wrong.
+"""Checkpoints with real names, built for tests and examples: many families, two sizes, many ways to be right or wrong.
 
 `tiny` checkpoints have small dimensions and random data, and load in the real engine. `full` checkpoints have the
 published shapes, layers and experts, and cost nothing: their shards are sparse files in which only small float32
@@ -23,7 +23,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from tests.families import FAMILIES, STEP, Config, Family, Kind, Layout, Module, Size, with_arrays
+from tests.families import FAMILIES, STEP, with_arrays
+from tests.modules import Config, Family, Kind, Layout, Module, Size
 
 # --------------------------------------------------------------------------------------------- safetensors
 
@@ -195,6 +196,8 @@ def _specialise(family: Family, variant: Variant) -> Variant:
             return replace(variant, lists="glob", branch="absent", arrays="short")
         case "glm4_moe" | "mimo" | "mimo_v2" | "ernie4_5_moe":
             return replace(variant, lists="glob")
+        case _ if family.published != "summary":
+            return replace(variant, lists=family.published)
         case _:
             return variant
 
@@ -335,7 +338,8 @@ def engine_name(family: Family, module: Module, config: Config) -> str:
     name = re.sub(r"\.experts\..*", ".experts", module.name)
     for old, new in family.renamed.items():
         if name.startswith(old):
-            name = new.replace("{N}", str(config["num_hidden_layers"])) + name.removeprefix(old)
+            layers = int(config.get("num_hidden_layers") or config["num_layers"])
+            name = new.replace("{N}", str(layers)).replace("{2N}", str(2 * layers)) + name.removeprefix(old)
             break
     layer = re.match(r"model\.layers\.\d+\.", name)
     if module.kind is Kind.HEAD and layer:
@@ -345,7 +349,7 @@ def engine_name(family: Family, module: Module, config: Config) -> str:
     front, _, last = name.rpartition(".")
     if module.kind is Kind.SHARED and family.name == "nemotron_h":
         return name
-    return f"{front}.{FUSED.get(last, last)}"
+    return f"{front}.{FUSED.get(last, last)}".removeprefix(".")
 
 
 def excludes_of(

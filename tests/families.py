@@ -8,105 +8,27 @@ are the defaults of the engine's own configuration class.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Literal
+from collections.abc import Iterator
 
-Config = dict[str, Any]
-Size = Literal["tiny", "full"]
-Part = Literal["target", "branch", "vision"]
-Layout = Literal["each", "fused", "stacked"]
-"""How experts lie on disk: one tensor for each, gate and up of all in one, or one for each projection of all."""
-
-# ------------------------------------------------------------------------------------------------- modules
-
-
-class Kind(StrEnum):
-    """What a module is, as far as exporters treat it differently."""
-
-    ATTENTION = "attention"
-    LINEAR_ATTENTION = "linear attention"
-    MLP = "mlp"
-    EXPERT = "expert"
-    SHARED = "shared expert"
-    LATENT = "latent"
-    ROUTER = "router"
-    GLUE = "glue"  # joins hidden state and embedding at the entrance of the branch
-    HEAD = "head"
-    VISION = "vision"
-    PLAIN = "plain"  # embeddings, norms, biases, convolutions: no exporter quantizes or lists them
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    """One weight of a model: `{}` in its name stands for the expert number where `experts` is not None.
-
-    `weight` is the suffix of the tensor ("" where the name is the tensor's own).
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kind: Kind = Kind.PLAIN
-    part: Part = "target"
-    dtype: str = "BF16"
-    weight: str = "weight"
-    experts: int | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """Return the names it stands for, one for each expert."""
-        return [self.name] if self.experts is None else [self.name.format(i) for i in range(self.experts)]
-
-
-def plain(name: str, *shape: int, dtype: str = "BF16", weight: str = "weight", part: Part = "target") -> Module:
-    """Return a module that nobody quantizes."""
-    return Module(name, shape, Kind.PLAIN, part, dtype, weight)
-
-
-def norms(part: Part, size: int, *names: str) -> Iterator[Module]:
-    """Yield norms of one size."""
-    for name in names:
-        yield plain(name, size, part=part)
-
-
-def _mlp(root: str, hidden: int, width: int, kind: Kind, part: Part) -> Iterator[Module]:
-    """Yield a gated feed-forward block."""
-    yield Module(f"{root}.gate_proj", (width, hidden), kind, part)
-    yield Module(f"{root}.up_proj", (width, hidden), kind, part)
-    yield Module(f"{root}.down_proj", (hidden, width), kind, part)
-
-
-def _experts(root: str, shape: tuple[int, int, int], part: Part, layout: Layout) -> Iterator[Module]:
-    """Yield the experts of one layer in one of three layouts.
-
-    `root` is `….mlp.experts` or, stacked, `….moe`; `shape` is (experts, width, hidden size).
-    """
-    kind, (count, width, hidden) = Kind.EXPERT, shape
-    if layout == "fused":
-        yield Module(f"{root}.gate_up_proj", (count, 2 * width, hidden), kind, part, weight="")
-        yield Module(f"{root}.down_proj", (count, hidden, width), kind, part, weight="")
-        return
-    shapes = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
-    for name, each in shapes.items():
-        if layout == "stacked":
-            yield Module(f"{root}.{name}", (count, *each), kind, part)
-        else:
-            yield Module(f"{root}.{{}}.{name}", each, kind, part, experts=count)
-
-
-def _attention(root: str, config: Config, part: Part, *, gated: bool = False, bias: bool = False) -> Iterator[Module]:
-    """Yield grouped-query attention with norms on queries and keys; `gated` doubles the queries (Qwen)."""
-    hidden, size = config["hidden_size"], config["head_dim"]
-    queries, keys = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
-    rows = {"q_proj": queries * (2 if gated else 1), "k_proj": keys, "v_proj": keys}
-    for name, count in rows.items():
-        yield Module(f"{root}.{name}", (count, hidden), Kind.ATTENTION, part)
-        if bias:
-            yield plain(f"{root}.{name}", count, weight="bias", part=part)
-    yield Module(f"{root}.o_proj", (hidden, queries), Kind.ATTENTION, part)
-    yield from norms(part, size, f"{root}.q_norm", f"{root}.k_norm")
-
+from tests.further_families import FURTHER
+from tests.modules import (
+    Config,
+    Family,
+    Kind,
+    Layout,
+    Module,
+    Part,
+    Size,
+    experts,
+    grouped_attention,
+    latent_layer,
+    layer_globs,
+    mlp,
+    mtp_glob,
+    norms,
+    plain,
+    routed,
+)  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------- Qwen family
 
@@ -132,18 +54,18 @@ def _qwen_layer(root: str, text: Config, attention: str, part: Part, layout: Lay
     hidden = text["hidden_size"]
     yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
     if attention == "full_attention":
-        yield from _attention(f"{root}.self_attn", text, part, gated=True)
+        yield from grouped_attention(f"{root}.self_attn", text, part, gated=True)
     else:
         yield from _qwen_linear_attention(f"{root}.linear_attn", text, part)
     if "num_experts" not in text:
-        yield from _mlp(f"{root}.mlp", hidden, text["intermediate_size"], Kind.MLP, part)
+        yield from mlp(f"{root}.mlp", hidden, text["intermediate_size"], Kind.MLP, part)
         return
     count, width = text["num_experts"], text["moe_intermediate_size"]
     yield Module(f"{root}.mlp.gate", (count, hidden), Kind.ROUTER, part)
     yield Module(f"{root}.mlp.shared_expert_gate", (1, hidden), Kind.ROUTER, part)
     shared = text["shared_expert_intermediate_size"]
-    yield from _mlp(f"{root}.mlp.shared_expert", hidden, shared, Kind.SHARED, part)
-    yield from _experts(f"{root}.mlp.experts", (count, width, hidden), part, layout)
+    yield from mlp(f"{root}.mlp.shared_expert", hidden, shared, Kind.SHARED, part)
+    yield from experts(f"{root}.mlp.experts", (count, width, hidden), part, layout)
 
 
 def _qwen_linear_attention(root: str, text: Config, part: Part) -> Iterator[Module]:
@@ -199,7 +121,7 @@ def deepseek(config: Config, layout: Layout) -> Iterator[Module]:
     hidden, vocabulary, last = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
     yield plain("model.embed_tokens", vocabulary, hidden)
     for index in range(last):
-        yield from _deepseek_layer(f"model.layers.{index}", config, index, "target")
+        yield from latent_layer(f"model.layers.{index}", config, index, "target")
     yield plain("model.norm", hidden)
     yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
     for index in range(last, last + config["num_nextn_predict_layers"]):
@@ -208,40 +130,7 @@ def deepseek(config: Config, layout: Layout) -> Iterator[Module]:
         yield from norms("branch", hidden, f"{root}.enorm", f"{root}.hnorm", f"{root}.shared_head.norm")
         yield Module(f"{root}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
         yield Module(f"{root}.shared_head.head", (vocabulary, hidden), Kind.HEAD, "branch")
-        yield from _deepseek_layer(root, config, index, "branch")
-
-
-def _deepseek_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    low, latent = config["q_lora_rank"], config["kv_lora_rank"]
-    nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
-    yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
-    shapes = {
-        "q_a_proj": (low, hidden),
-        "q_b_proj": (heads * (nope + rope), low),
-        "kv_a_proj_with_mqa": (latent + rope, hidden),
-        "kv_b_proj": (heads * (nope + value), latent),
-        "o_proj": (hidden, heads * value),
-    }
-    for name, shape in shapes.items():
-        yield Module(f"{root}.self_attn.{name}", shape, Kind.ATTENTION, part)
-    yield plain(f"{root}.self_attn.q_a_layernorm", low, part=part)
-    yield plain(f"{root}.self_attn.kv_a_layernorm", latent, part=part)
-    yield from _routed(root, config, index, part)
-
-
-def _routed(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:
-    """Yield the feed-forward part that DeepSeek and GLM share: dense below `first_k_dense_replace`, else experts."""
-    hidden, width = config["hidden_size"], config["moe_intermediate_size"]
-    if index < config["first_k_dense_replace"]:
-        yield from _mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, part)
-        return
-    count = config["n_routed_experts"]
-    yield Module(f"{root}.mlp.gate", (count, hidden), Kind.ROUTER, part)
-    yield plain(f"{root}.mlp.gate.e_score_correction_bias", count, weight="", dtype="F32", part=part)
-    shared = width * config["n_shared_experts"]
-    yield from _mlp(f"{root}.mlp.shared_experts", hidden, shared, Kind.SHARED, part)
-    yield from _experts(f"{root}.mlp.experts", (count, width, hidden), part, "each")
+        yield from latent_layer(root, config, index, "branch")
 
 
 def glm(config: Config, layout: Layout) -> Iterator[Module]:
@@ -263,8 +152,8 @@ def glm(config: Config, layout: Layout) -> Iterator[Module]:
 def _glm_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:
     hidden = config["hidden_size"]
     yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
-    yield from _attention(f"{root}.self_attn", config, part, bias=config["attention_bias"])
-    yield from _routed(root, config, index, part)
+    yield from grouped_attention(f"{root}.self_attn", config, part, bias=config["attention_bias"])
+    yield from routed(root, config, index, part)
 
 
 # ---------------------------------------------------------------------------------------------------- Step
@@ -298,17 +187,17 @@ def _step_layer(root: str, text: Config, index: int, part: Part, layout: Layout)
     if index < len(kinds) and kinds[index] == "sliding_attention":
         heads = text["attention_other_setting"]["num_attention_heads"]
     numbers = {**text, "num_attention_heads": heads, "num_key_value_heads": text["num_attention_groups"]}
-    yield from _attention(f"{root}.self_attn", numbers, part)
+    yield from grouped_attention(f"{root}.self_attn", numbers, part)
     yield Module(f"{root}.self_attn.g_proj", (heads, hidden), Kind.ATTENTION, part)
     if index not in {int(number) for number in text["moe_layers_enum"].split(",")}:
-        yield from _mlp(f"{root}.mlp", hidden, text["intermediate_size"], Kind.MLP, part)
+        yield from mlp(f"{root}.mlp", hidden, text["intermediate_size"], Kind.MLP, part)
         return
     count, width = text["moe_num_experts"], text["moe_intermediate_size"]
     yield Module(f"{root}.moe.gate", (count, hidden), Kind.ROUTER, part)
     yield plain(f"{root}.moe.router_bias", count, weight="", dtype="F32", part=part)
-    yield from _mlp(f"{root}.share_expert", hidden, text["share_expert_dim"], Kind.SHARED, part)
-    experts = f"{root}.moe.experts" if layout == "each" else f"{root}.moe"
-    yield from _experts(experts, (count, width, hidden), part, "each" if layout == "each" else "stacked")
+    yield from mlp(f"{root}.share_expert", hidden, text["share_expert_dim"], Kind.SHARED, part)
+    place = f"{root}.moe.experts" if layout == "each" else f"{root}.moe"
+    yield from experts(place, (count, width, hidden), part, "each" if layout == "each" else "stacked")
 
 
 def _step_vision(vision: Config, hidden: int) -> Iterator[Module]:
@@ -360,7 +249,7 @@ def _nemotron_layer(root: str, config: Config, letter: str, part: Part) -> Itera
         case "M":
             yield from _mamba(f"{root}.mixer", config, part)
         case "*":
-            yield from (m for m in _attention(f"{root}.mixer", config, part) if m.kind is Kind.ATTENTION)
+            yield from (m for m in grouped_attention(f"{root}.mixer", config, part) if m.kind is Kind.ATTENTION)
         case _:
             yield from _latent_experts(f"{root}.mixer", config, part)
 
@@ -396,7 +285,7 @@ def _latent_experts(root: str, config: Config, part: Part) -> Iterator[Module]:
 
 def _grouped(root: str, config: Config, part: Part, *, bias: bool = False) -> Iterator[Module]:
     """Yield grouped-query attention without norms on queries and keys."""
-    for module in _attention(root, config, part, bias=bias):
+    for module in grouped_attention(root, config, part, bias=bias):
         if not module.name.endswith(("q_norm", "k_norm")):
             yield module
 
@@ -422,7 +311,7 @@ def _mimo_layer(root: str, config: Config, part: Part) -> Iterator[Module]:
     hidden = config["hidden_size"]
     yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
     yield from _grouped(f"{root}.self_attn", config, part, bias=config["attention_bias"])
-    yield from _mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, part)
+    yield from mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, part)
 
 
 def mimo_v2(config: Config, layout: Layout) -> Iterator[Module]:
@@ -435,12 +324,12 @@ def mimo_v2(config: Config, layout: Layout) -> Iterator[Module]:
         yield from norms("target", hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
         yield from _mimo_v2_attention(f"{root}.self_attn", config, "target", windowed=bool(windowed))
         if not config["moe_layer_freq"][index]:
-            yield from _mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, "target")
+            yield from mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, "target")
             continue
         count = config["n_routed_experts"]
         yield Module(f"{root}.mlp.gate", (count, hidden), Kind.ROUTER)
         yield plain(f"{root}.mlp.gate.e_score_correction_bias", count, weight="", dtype="F32")
-        yield from _experts(f"{root}.mlp.experts", (count, config["moe_intermediate_size"], hidden), "target", "each")
+        yield from experts(f"{root}.mlp.experts", (count, config["moe_intermediate_size"], hidden), "target", "each")
     yield plain("model.norm", hidden)
     yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
     for index in range(MIMO_V2_DEPTH):
@@ -449,7 +338,7 @@ def mimo_v2(config: Config, layout: Layout) -> Iterator[Module]:
             yield plain(f"{root}.{name}", hidden, part="branch")
         yield Module(f"{root}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
         yield from _mimo_v2_attention(f"{root}.self_attn", config, "branch", windowed=True)
-        yield from _mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, "branch")
+        yield from mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, "branch")
 
 
 MIMO_V2_DEPTH = 3
@@ -482,14 +371,14 @@ def ernie(config: Config, layout: Layout) -> Iterator[Module]:
         yield from norms("target", hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
         yield from _grouped(f"{root}.self_attn", config, "target")
         if index < config["moe_layer_start_index"]:
-            yield from _mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, "target")
+            yield from mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, "target")
             continue
         count, width = config["moe_num_experts"], config["moe_intermediate_size"]
         yield Module(f"{root}.mlp.gate", (count, hidden), Kind.ROUTER, dtype="F32")
         yield plain(f"{root}.mlp.moe_statics.e_score_correction_bias", 1, count, weight="", dtype="F32")
         shared = width * config["moe_num_shared_experts"]
-        yield from _mlp(f"{root}.mlp.shared_experts", hidden, shared, Kind.SHARED, "target")
-        yield from _experts(f"{root}.mlp.experts", (count, width, hidden), "target", "each")
+        yield from mlp(f"{root}.mlp.shared_experts", hidden, shared, Kind.SHARED, "target")
+        yield from experts(f"{root}.mlp.experts", (count, width, hidden), "target", "each")
     yield plain("model.norm", hidden)
     for index in range(config.get("num_nextn_predict_layers", 0)):
         yield plain(f"model.mtp_emb_norm.{index}", hidden, part="branch")
@@ -498,7 +387,7 @@ def ernie(config: Config, layout: Layout) -> Iterator[Module]:
         root = f"model.mtp_block.{index}"
         yield from norms("branch", hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
         yield from _grouped(f"{root}.self_attn", config, "branch")
-        yield from _mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, "branch")
+        yield from mlp(f"{root}.mlp", hidden, config["intermediate_size"], Kind.MLP, "branch")
 
 
 # ------------------------------------------------------------------------------------------ configurations
@@ -1288,43 +1177,6 @@ def _ernie(size: Size) -> Config:
 # ------------------------------------------------------------------------------------------------ families
 
 
-@dataclass(frozen=True)
-class Family:
-    """One family: its configuration at both sizes, its modules, and how exporters and engines name its branch.
-
-    `globs` cover the whole branch by its names on disk; `block` and `head` say how vLLM renames the decoder block
-    and the head of an MTP layer that is numbered like a decoder layer. `files` are written beside the
-    configuration; `vision` are the roots of what is not text. `renamed` are beginnings of names on disk and what vLLM
-    asks with in their place, `{N}` for the number of decoder layers; `listed` are names that exporters list though no
-    tensor has them; `declares` is whether the configuration names the MTP layers.
-    """
-
-    name: str
-    about: str
-    config: Callable[[Size], Config]
-    modules: Callable[[Config, Layout], Iterator[Module]]
-    globs: Callable[[Config], list[str]]
-    layouts: tuple[Layout, ...] = ("each",)
-    files: Mapping[str, str] = field(default_factory=dict)
-    block: str = ""
-    head: str = ""
-    vision: tuple[str, ...] = ()
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    listed: tuple[str, ...] = ()
-    declares: bool = True
-
-
-def _mtp_glob(config: Config) -> list[str]:
-    del config
-    return ["mtp*"]
-
-
-def _layer_globs(config: Config) -> list[str]:
-    text = config.get("text_config", config)
-    first = text["num_hidden_layers"]
-    return [f"model.layers.{index}*" for index in range(first, first + text["num_nextn_predict_layers"])]
-
-
 FAMILIES = {
     family.name: family
     for family in (
@@ -1333,7 +1185,7 @@ FAMILIES = {
             "Qwen3.5 dense, 27B",
             lambda size: _qwen3_5(size, moe=False),
             qwen,
-            _mtp_glob,
+            mtp_glob,
             vision=("visual",),
         ),
         Family(
@@ -1341,19 +1193,19 @@ FAMILIES = {
             "Qwen3.5 MoE, 397B-A17B",
             lambda size: _qwen3_5(size, moe=True),
             qwen,
-            _mtp_glob,
+            mtp_glob,
             ("each", "fused"),
             vision=("visual",),
         ),
-        Family("qwen3_next", "Qwen3-Next, 80B-A3B", _qwen3_next, qwen, _mtp_glob),
-        Family("deepseek_v3", "DeepSeek-R1, 671B", _deepseek_v3, deepseek, _layer_globs, head="head"),
-        Family("glm4_moe", "GLM-4.6, 355B", _glm4_moe, glm, _layer_globs, head="head"),
+        Family("qwen3_next", "Qwen3-Next, 80B-A3B", _qwen3_next, qwen, mtp_glob),
+        Family("deepseek_v3", "DeepSeek-R1, 671B", _deepseek_v3, deepseek, layer_globs, head="head"),
+        Family("glm4_moe", "GLM-4.6, 355B", _glm4_moe, glm, layer_globs, head="head"),
         Family(
             "step3p5",
             "Step-3.5-Flash",
             _step3p5,
             step,
-            _layer_globs,
+            layer_globs,
             ("stacked", "each"),
             block="mtp_block.",
             head="shared_head.head",
@@ -1363,7 +1215,7 @@ FAMILIES = {
             "Step-3.7-Flash",
             _step3p7,
             step,
-            _layer_globs,
+            layer_globs,
             ("stacked", "each"),
             files={"configuration_step3p7.py": STEP3P7_CONFIGURATION},
             vision=("vision_model", "vit_large_projector"),
@@ -1375,7 +1227,7 @@ FAMILIES = {
             "Nemotron-3 Super, 120B-A12B",
             _nemotron_h,
             nemotron,
-            _mtp_glob,
+            mtp_glob,
             files={"configuration_nemotron_h.py": NEMOTRON_CONFIGURATION},
         ),
         Family(
@@ -1408,6 +1260,7 @@ FAMILIES = {
             },
             listed=("lm_head",),
         ),
+        *FURTHER,
     )
 }
 

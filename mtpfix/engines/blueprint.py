@@ -57,6 +57,8 @@ class Planned:
     unknown: Table | None
     partial_scalars: bool
     unfused: bool
+    dequantizes: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
     absent: bool = False
 
 
@@ -155,7 +157,7 @@ def _modules(
                 prefix=_whole_name(entry, "prefix", prefix, name, numbers, index, version),
                 param=_whole_name(entry, "param", param, name, numbers, index, version),
                 places=places,
-                never=entry.get("quant") == "never",
+                never=entry.get("quant") == "never" or _is_plain(entry.get("plain_when"), numbers, index),
                 plain_for=(*(pick(entry.get("plain_for"), version) or ()), *plain_for),
                 unless_listed=str(
                     pick(entry.get("plain_unless_listed", group.get("plain_unless_listed")), version) or ""
@@ -170,6 +172,8 @@ def _modules(
                 unknown=pick(entry.get("unknown"), version),
                 partial_scalars=bool(pick(entry.get("partial_scalars"), version)),
                 unfused=bool(pick(entry.get("unfused"), version)),
+                dequantizes=tuple(entry.get("dequantizes", ())),
+                suffixes=tuple(entry.get("suffixes", ())),
             )
 
 
@@ -208,6 +212,10 @@ def _expert_places(entry: Table, root: str, names: Names) -> Iterator[Place]:
         yield from stored[slot] or ([] if covered else options[slot][:1])
 
 
+def _is_plain(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
+    return condition is not None and _holds(condition, numbers, index)
+
+
 def _holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
     """Return whether a module's `when` holds for one layer; see docs/knowledge.md for the closed set of conditions."""
     if condition is None:
@@ -215,6 +223,8 @@ def _holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool
     value: Any = numbers.decoder.get(condition["key"])
     if "set" in condition:
         return (value is not None) is condition["set"]
+    if "holds" in condition:
+        return isinstance(value, list) and condition["holds"] in value
     if "layer" in condition:
         if not isinstance(value, int) or index is None:
             return bool(condition["layer"] == "below")

@@ -27,7 +27,8 @@ BLOCK_KEYS = {
 GROUP_KEYS = {"disk", "prefix", "param", "modules", "versions", "plain_for", "plain_unless_listed", "source"}
 MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
-    "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", *SLOTS,
+    "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
+    "plain_when", *SLOTS,
 }  # fmt: skip
 LAYERS = {"column", "merged", "qkv", "row", "replicated", "linear", "head", "embedding", "experts", "norm"}
 MAY_HAVE_GAPS = {"broken", "arrays", "unknown", "prefix", "param", "partial_scalars", "deferred"}

@@ -42,6 +42,7 @@ Kind = Literal[
 
 CACHE_SCALES = frozenset({"k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "k_zero_point", "v_zero_point"})
 NVFP4 = (Format.NVFP4, Format.NVFP4_A16)
+EIGHT_BIT = (Format.FP8, Format.FP8_CHANNEL, Format.FP8_BLOCK, Format.MXFP8)
 TORCH_DTYPES: Mapping[str, str] = {
     "BF16": "torch.bfloat16",
     "F16": "torch.float16",
@@ -156,6 +157,9 @@ def _load(
     table = parameters_of(module.built, module.dialect)
     written: dict[str, int] = {}
     for place, item in present:
+        if module.built.plain and place.part in planned.dequantizes and item.format in EIGHT_BIT:
+            written["weight"] = written.get("weight", 0) + 1
+            continue
         kind = kind_of(item, module.built, module.dialect)
         for suffix, part in item.parts.items():
             if suffix in CACHE_SCALES:
@@ -169,7 +173,7 @@ def _load(
                 written[suffix] = written.get(suffix, 0) + 1
                 continue
             parameter = table.get(suffix) or (table.get("weight") if suffix == "" else None)
-            if parameter is None:
+            if parameter is None or (planned.suffixes and suffix not in planned.suffixes):
                 yield from _unknown(module, place, suffix, part, kind, loader)
                 continue
             written[suffix or "weight"] = written.get(suffix or "weight", 0) + 1
@@ -190,7 +194,7 @@ def _unknown(module: Module, place: Place, suffix: str, part: Part, kind: Kind, 
     if is_excepted(tensor, fact):
         return
     name = parameter_name(planned, place, suffix, loader)
-    if "renames" in fact:
+    if "renames" in fact and suffix not in planned.suffixes:
         renamed = loader.mappers[fact["renames"]].map(_joined(planned.root, place.part, suffix))
         name = renamed if renamed is not None else name
     elif planned.unfused:
@@ -375,6 +379,8 @@ def _unwritten(
     for place, item in present:
         kind = kind_of(item, module.built, module.dialect)
         lacking = [suffix for suffix, parameter in table.items() if parameter.needed and not _has(item, suffix)]
+        if lacking and planned.shared:
+            continue  # the target's own module takes its place
         if lacking:
             yield _silent(
                 "scale-missing" if kind == "same" else kind, place.module, f"{place.module}.{lacking[0]}", module, order

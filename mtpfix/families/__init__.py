@@ -116,8 +116,9 @@ def _number(keys: Sequence[str], *places: Mapping[str, Any]) -> int | None:
 
 
 def fill(template: str, numbers: Numbers, index: int | None = None) -> str:
-    """Fill `{N}`, `{K}`, `{i}`, `{k}`, `{N+k}` and `{v}` in a template; other braces stay."""
+    """Fill `{N}`, `{2N}`, `{K}`, `{i}`, `{k}`, `{N+k}` and `{v}` in a template; other braces stay."""
     filled = template.replace("{N}", str(numbers.layers)).replace("{K}", str(numbers.mtp))
+    filled = filled.replace("{2N}", str(2 * numbers.layers))
     if index is not None:
         filled = filled.replace("{i}", str(index)).replace("{k}", str(index)).replace("{v}", str(index))
         filled = filled.replace("{N+k}", str(numbers.layers + index))

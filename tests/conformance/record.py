@@ -21,6 +21,8 @@ from typing import Any
 
 from mtpfix import probe
 from mtpfix.engines import load
+from mtpfix.facts import covers
+from mtpfix.families import match
 from mtpfix.probe.compare import unwrap
 from mtpfix.probe.interpreter import probe_of
 from tests.checkpoints import VARIANTS, build
@@ -30,6 +32,9 @@ from tests.families import FAMILIES
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
 ROLES = ("target", "draft")
+UNREADABLE = "Transformers does not recognize this architecture"
+"""What an environment says whose transformers is too old for a family: the engine itself was then never asked."""
+
 ABOUT = ("vllm", "sglang", "runner", "torch", "transformers", "patches")
 Answer = dict[str, Any]
 
@@ -40,6 +45,18 @@ def cases() -> Iterator[tuple[str, str]]:
         for variant in VARIANTS.values():
             if family in variant.families and variant.declares:
                 yield family, variant.name
+
+
+def is_asked(release: str, family: str) -> bool:
+    """Return whether a release can be asked about a family: whether its loader here is the one that users get.
+
+    Of another engine than vLLM: whether anything is known of the family.
+    """
+    engine, _, version = release.partition("-")
+    if engine == "vllm":
+        return covers(FAMILIES[family].asked, version)
+    known = match(FAMILIES[family].config("tiny")["architectures"][0])
+    return known is not None and engine in known.table
 
 
 def ask(release: str, checkpoints: Sequence[Path], runner: str | None = None) -> Iterator[Answer]:
@@ -165,7 +182,9 @@ def record(release: str, wanted: Sequence[tuple[str, str]], folder: Path) -> Non
         if "broken" in found:
             raise SystemExit(f"{family}/{variant}: {found['broken']}")
         _write(place / "release.json", {key: found[key] for key in ABOUT if key in found})
-        if "unsupported" not in found:
+        if UNREADABLE in ((found.get("target") or {}).get("error") or {}).get("text", ""):
+            answers.pop(family, None)
+        elif "unsupported" not in found:
             answers[family][variant] = {role: digest(found[role]) for role in ROLES}
     for family, known in answers.items():
         _write(place / f"{family}.json", merge({name: known[name] for name in VARIANTS if name in known}))
@@ -193,7 +212,9 @@ def main() -> None:
         for family, variant in wanted:
             build(folder / family / variant, family, variant)
         for release in options.releases:
-            record(release, wanted, folder)
+            asked = [case for case in wanted if is_asked(release, case[0])]
+            if asked:
+                record(release, asked, folder)
 
 
 if __name__ == "__main__":
