@@ -403,9 +403,39 @@ no-mtp             -            -            -
 """The same for families whose branch vLLM asks its lists for by other names, or loads without a word."""
 
 
+FURTHER = """
+                   glm4_moe_lite  glm_moe_dsa  openpangu   longcat_flash  exaone_moe  hy_v3
+published          104+201        104+201      -           202            202         202
+excluded-glob      -              -            -           202            202         202
+excluded-exact     104            104          -           202            202         202
+excluded-engine    104            104          -           -              202         202
+nothing-excluded   104+201        104+201      201         201            201+202     201+202
+branch-nvfp4       104            104          -           202+206+301    202         202
+all-nvfp4          104+203        104+203      201+203     206+301        202         202+203
+missing            101            101          101         .              101+202     101+202
+config-only        -              -            -           202            202         202
+hf-quant-only      -              -            -           202            202         202
+mixed              -              -            -           -              -           -
+compressed-tensors -              -            -           201+202        -           -
+packed-glue        203            203          203         202+206+301    202+207     202+203
+listed-packed      207            207          207         202+206+301    202+207     202+207
+branch-fp8         207            207          207         202+205        202+207     202+207
+o-proj-unlisted    104+201        104+201      201         201+202        201+202     201+202
+packed-head        -              -            -           104+202        203         301
+conflict           104+201+401    104+201+401  201+401     201+401        201+202+401 201+202+401
+no-input-scale     301            301          301         202+301        202+301     202+301
+weights-only       -              -            -           202            202         202
+fused-experts      .              .            .           .              .           .
+layer-arrays       .              .            .           .              .           .
+short-arrays       .              .            .           .              .           .
+no-mtp             -              -            -           -              202         -
+"""
+"""The same for families with latent attention, and for two whose head vLLM asks its lists for with an empty name."""
+
+
 def cells() -> dict[tuple[str, str], set[str]]:
     table: dict[tuple[str, str], set[str]] = {}
-    for matrix in (MATRIX, RENAMED):
+    for matrix in (MATRIX, RENAMED, FURTHER):
         head, *rows = matrix.strip("\n").splitlines()
         for row in rows:
             variant, *codes = row.split()
