@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 from mtpfix.engines import load
@@ -30,3 +31,15 @@ def bytes_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
         for path in sorted(folder.iterdir())
         if path.is_file()
     }
+
+
+def set_scalar(folder: Path, name: str, value: float) -> None:
+    """Write another number over a tensor of one float32 number."""
+    from mtpfix.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(folder)
+    starts = {shard.name: shard.header for shard in checkpoint.shards}
+    (tensor,) = [one for one in checkpoint.tensors if one.name == name]
+    with (folder / tensor.shard).open("r+b") as file:
+        file.seek(starts[tensor.shard] + tensor.begins[0])
+        file.write(struct.pack("<f", value))

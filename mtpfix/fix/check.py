@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
-from mtpfix.checkpoint import open_checkpoint
+from mtpfix.checkpoint import open_checkpoint, read_scalars
 from mtpfix.checkpoint.ref import shown
 from mtpfix.errors import MtpfixError
 from mtpfix.fix.decode import Weight
@@ -39,7 +40,7 @@ def checker(context: Context, operations: Sequence[Operation], expected: Bad) ->
         trusted = (context.checkpoint.root,) if context.checkpoint.root is not None else ()
         result = open_checkpoint(folder, trusted=trusted)
         _same_description(result, preview(context.checkpoint, operations))
-        worse = Trial(context.of(result)).bad - expected
+        worse = Trial(context.of(result, partial(read_scalars, result))).bad - expected
         if worse:
             release, role, module, kind = min(worse)
             raise MtpfixError(

@@ -168,8 +168,7 @@ class _Search:
     def spoilt(self, operations: Sequence[Operation]) -> str:
         """Return a release that was run, loaded the checkpoint, and would no longer; empty where there is none."""
         before = _loading(self.guard)
-        after = self.guard.origin.of(Trial(self.guard.origin, tuple(operations)).context.checkpoint)
-        for release in after.predicted():
+        for release in Trial(self.guard.origin, tuple(operations)).context.predicted():
             for role in ROLES:
                 if (name_of(release), role) in before and release.model(role).verdict not in _SOUND:
                     return name_of(release)

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from mtpfix.errors import FormatError
 from mtpfix.fix.operations import Operation
 from mtpfix.fix.preview import preview
+from mtpfix.fix.values import scalars_after
 from mtpfix.model import Built, Format, Outcome, Role
 from mtpfix.rules.context import ROLES, Context, Occurrence, Release, occurrences
 
@@ -32,7 +33,9 @@ class Trial:
         """Return the checkpoint after the operations; raises FormatError where one does not apply."""
         if not self.operations:
             return self.origin
-        return self.origin.of(preview(self.origin.checkpoint, self.operations))
+        checkpoint, scalars = self.origin.checkpoint, self.origin.scalars
+        after = None if scalars is None else scalars_after(checkpoint, scalars, self.operations)
+        return self.origin.of(preview(checkpoint, self.operations), after)
 
     def plus(self, operations: Iterable[Operation]) -> Trial:
         """Return the trial with more operations at the end."""

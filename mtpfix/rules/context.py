@@ -81,9 +81,12 @@ class Context:
             yield release
         self.__dict__["releases"] = tuple(done)
 
-    def of(self, checkpoint: Checkpoint) -> Context:
-        """Return the same question about another description of the checkpoint, as a repair would leave it."""
-        other = Context(Subject(checkpoint), self.requests, self.scalars)
+    def of(self, checkpoint: Checkpoint, scalars: Scalars | None) -> Context:
+        """Return the same question about another description of the checkpoint, as a repair would leave it.
+
+        `scalars` reads the numbers of that description.
+        """
+        other = Context(Subject(checkpoint), self.requests, scalars)
         if other.subject.architecture == self.subject.architecture:
             other.__dict__["_keys"] = self._keys  # they depend on the family alone
         return other

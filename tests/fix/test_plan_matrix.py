@@ -15,8 +15,8 @@ from mtpfix.checkpoint import open_checkpoint, read_scalars
 from mtpfix.engines import load
 from mtpfix.engines.predict import Subject
 from mtpfix.fix.plan import Plan, make_plan, requests_for
-from mtpfix.fix.preview import preview
 from mtpfix.fix.repairs import Wishes
+from mtpfix.fix.trial import Trial
 from mtpfix.model import Checkpoint, Severity, Verdict
 from mtpfix.rules import run
 from mtpfix.rules.context import Context
@@ -75,7 +75,7 @@ def check(root: Path, family: str, variant: str, release: str) -> str:
         broken = any(one.kind == "class-broken" for one in plan.open)  # whatever is stored
         assert broken or family in UNHEALABLE.get(variant, set()), plan.open[:3]
         return "open"
-    after = context.of(preview(context.checkpoint, plan.operations))
+    after = Trial(context, plan.operations).context
     (one,) = after.releases
     assert one.model("target").verdict is Verdict.LOADS
     assert one.model("draft").verdict is Verdict.LOADS
