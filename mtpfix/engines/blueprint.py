@@ -162,7 +162,7 @@ def _modules(
                 unless_listed=str(
                     pick(entry.get("plain_unless_listed", group.get("plain_unless_listed")), version) or ""
                 ),
-                shared=bool(entry.get("shared")),
+                shared=bool(pick(entry.get("shared"), version)),
                 shares_weight=pick(entry.get("shared"), version) == "weight",
                 optional=bool(entry.get("optional")),
                 required=required,

@@ -237,6 +237,7 @@ def refuse(fact: Table, words: Mapping[str, str], loader: Loader, found: Unnamed
 
     `words` fill the text; see docs/knowledge.md for which there are.
     """
+    fact = next((one for one in fact.get("endings", ()) if found.tensor.endswith(one["ends"])), fact)
     name = words["name"].removeprefix(fact.get("strip", ""))
     layer, _, leaf = name.rpartition(".")
     said = {**words, "name": name, "leaf": leaf, "layer": layer, "class": loader.model_class}

@@ -319,6 +319,10 @@ def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Even
         needed = _length(fact["length"], numbers)
         for key in fact["keys"]:
             value = numbers.decoder.get(key)
+            if value is None and "unset" in fact:
+                because = (str(fact.get("source", "")),)
+                order = (CONSTRUCT, "", key)
+                yield Event("array-short", Outcome.CRASH, key, "", fact["unset"], fact["unset_text"], because, order)
             kept = (
                 min(len(value), numbers.layers) if fact.get("cut") == "N" and isinstance(value, (list, str)) else None
             )
