@@ -149,24 +149,20 @@ def test_no_multiplication_and_addition_is_fused_but_those_written_so(toolkit: T
                 assert divided >= 1, name
 
 
+def obtained(of: Toolkit, folder: Path, *chips: tuple[int, int]) -> list[tuple[str, bool]]:
+    """Return the target that each chip gets, or why it gets none, and whether its code had been kept."""
+    lines = of.run(OBTAIN, json.dumps(chips), extra={"MTPFIX_CACHE": str(folder)}).splitlines()
+    return [(target, kept) for target, kept, _ in map(json.loads, lines)]
+
+
 def test_each_compiler_gives_the_best_code_it_knows(toolkit: Toolkit, tmp_path: Path) -> None:
-    chips = [[8, 0], [8, 9], [9, 0], [10, 0], [10, 3], [12, 0], [12, 1], [7, 5]]
-
-    def targets(of: Toolkit, *, kept: bool) -> list[str]:
-        lines = of.run(OBTAIN, json.dumps(chips), extra={"MTPFIX_CACHE": str(tmp_path)}).splitlines()
-        got = [json.loads(line) for line in lines]
-        assert [one[1] for one in got[:-1]] == [kept] * 7
-        assert "compute capability 7.5" in got[-1][0]
-        return [one[0] for one in got[:-1]]
-
-    newest = ["sm_80", "sm_89", "sm_90", "sm_100a", "sm_103a", "sm_120a", "sm_121a"]
-    assert targets(toolkit, kept=False) == newest
-    assert targets(toolkit, kept=True) == newest
+    newest = [("sm_90", False), ("sm_103a", False), ("sm_121a", False)]
+    assert obtained(toolkit, tmp_path, (9, 0), (10, 3), (12, 1)) == newest
+    assert obtained(toolkit, tmp_path, (9, 0), (10, 3), (12, 1)) == [(target, True) for target, _ in newest]
+    (refused, _) = obtained(toolkit, tmp_path, (7, 5))[0]
+    assert "compute capability 7.5" in refused
     older = install("12.8")  # what PyTorch 2.8 to 2.10 bring along
-    assert targets(older, kept=False) == ["sm_80", "sm_89", "sm_90", "sm_100a", "sm_100", "sm_120a", "sm_120"]
-
-
-def test_a_compiler_before_the_fp4_instruction_still_makes_the_older_chips_code(tmp_path: Path) -> None:
-    older = install("12.6")  # PyTorch 2.7's; for newer chips it makes PTX, which only a driver can take
-    lines = older.run(OBTAIN, "[[8, 0], [8, 9], [9, 0]]", extra={"MTPFIX_CACHE": str(tmp_path)}).splitlines()
-    assert [json.loads(line)[0] for line in lines] == ["sm_80", "sm_89", "sm_90"]
+    expected = [("sm_100a", False), ("sm_100", False), ("sm_120", False)]
+    assert obtained(older, tmp_path, (10, 0), (10, 3), (12, 1)) == expected
+    oldest = install("12.6")  # what PyTorch 2.7 brings along; for newer chips it makes PTX, which needs a driver
+    assert obtained(oldest, tmp_path, (9, 0)) == [("sm_90", False)]

@@ -32,6 +32,12 @@ def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Device(compile_kernels(tmp_path_factory.mktemp("kernels"), *request.param))
 
 
+@pytest.fixture(scope="session")
+def any_device(tmp_path_factory: pytest.TempPathFactory) -> Device:
+    """For what does not depend on the generation."""
+    return Device(compile_kernels(tmp_path_factory.mktemp("kernels")))
+
+
 def numbers(kind: str, count: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     """Random or adversarial finite numbers, `count` of them, a multiple of 16."""
     generator = torch.Generator().manual_seed(seed)
@@ -190,8 +196,8 @@ def test_dequantizing_gives_the_reference_numbers(device: Device, dtype: torch.d
                 assert bool((ours.signbit() == expected.signbit()).logical_or(expected.isnan()).all())
 
 
-def test_the_fp4_instruction_rounds_as_the_core_does(device: Device) -> None:
-    differing = device.library.differing_codes
+def test_the_fp4_instruction_rounds_as_the_core_does(any_device: Device) -> None:
+    differing = any_device.library.differing_codes
     differing.restype = ctypes.c_uint32
     differing.argtypes = (ctypes.c_uint32, ctypes.c_uint32)
     for threshold in (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0, 7.0, 0.0, 1e-45, 3.4028234663852886e38, torch.inf):
@@ -200,8 +206,8 @@ def test_the_fp4_instruction_rounds_as_the_core_does(device: Device) -> None:
             assert differing(first, first + 10000) == 0
 
 
-def test_the_corrected_reciprocal_is_the_division(device: Device) -> None:
-    differing = device.library.differing_quotients
+def test_the_corrected_reciprocal_is_the_division(any_device: Device) -> None:
+    differing = any_device.library.differing_quotients
     differing.restype = ctypes.c_ulonglong
     differing.argtypes = (ctypes.c_int, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int)
     one = 0x3F800000
@@ -213,8 +219,8 @@ def test_the_corrected_reciprocal_is_the_division(device: Device) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [0, 1 << 31], ids=["positive", "negative"])
-def test_the_fp4_instruction_rounds_every_number_as_the_core_does(device: Device, sign: int) -> None:
-    differing = device.library.differing_codes
+def test_the_fp4_instruction_rounds_every_number_as_the_core_does(any_device: Device, sign: int) -> None:
+    differing = any_device.library.differing_codes
     differing.restype = ctypes.c_uint32
     differing.argtypes = (ctypes.c_uint32, ctypes.c_uint32)
     eighth, eight = (int(torch.tensor(number).view(torch.int32)) for number in (0.125, 8.0))
@@ -222,8 +228,8 @@ def test_the_fp4_instruction_rounds_every_number_as_the_core_does(device: Device
 
 
 @pytest.mark.slow
-def test_the_corrected_reciprocal_is_the_division_for_every_number(device: Device) -> None:
-    differing = device.library.differing_quotients
+def test_the_corrected_reciprocal_is_the_division_for_every_number(any_device: Device) -> None:
+    differing = any_device.library.differing_quotients
     differing.restype = ctypes.c_ulonglong
     differing.argtypes = (ctypes.c_int, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int)
     assert differing(8, 0x3F800000, 0x3FFFFFFF, 1) == 0
