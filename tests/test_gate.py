@@ -59,13 +59,11 @@ def test_the_hook_blocks_a_broken_commit_and_lets_a_repaired_one_pass(
     refused = git(model, "commit", "-qm", "broken", check=False)
     assert refused.returncode == 1, refused.stdout + refused.stderr
     assert ("MTP201" if hook == "mtpfix" else "MTP101") in refused.stdout + refused.stderr
-    for path in model.iterdir():
-        if path.suffix in (".json", ".safetensors"):
-            path.unlink()
-    repaired = tmp_path / "repaired"
-    build(repaired, "qwen3_5", "excluded-glob")
-    for path in repaired.iterdir():
-        shutil.copy(path, model / path.name)
+    build(tmp_path / "base", "qwen3_5", "excluded-glob")
+    repair = [sys.executable, "-m", "mtpfix", "patch", str(model), "--out", str(tmp_path / "repaired"), "--for", NEW]
+    repair += ["--graft", str(tmp_path / "base"), "--link", "copy"]
+    subprocess.run(repair, check=True, capture_output=True, cwd=ROOT)
+    shutil.copytree(tmp_path / "repaired", model, dirs_exist_ok=True)
     git(model, "add", "-A")
     passed = git(model, "commit", "-qm", "repaired", check=False)
     assert passed.returncode == 0, passed.stdout + passed.stderr
@@ -163,3 +161,33 @@ def test_the_examples_are_what_their_readers_expect() -> None:
     workflow = yaml.safe_load((ROOT / "examples" / "workflow.yml").read_text())
     (used,) = (one for one in workflow["jobs"]["mtpfix"]["steps"] if "mtpfix@" in one["uses"])
     assert set(used["with"]) <= set(action()["inputs"])
+
+
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [
+        ("qwen3_5", "nothing-excluded"),
+        ("qwen3_5", "missing"),
+        ("deepseek_v3", "nothing-excluded"),
+        ("glm4_moe", "packed-glue"),
+        ("qwen3_next", "nothing-excluded"),
+    ],
+)
+def test_the_command_a_check_prints_makes_the_gate_pass(runner: Path, family: str, variant: str) -> None:
+    build(runner / "my model", family, variant)
+    build(runner / "base", family, "published")
+    shell = {"PATH": f"{runner / 'temp' / 'mtpfix' / 'bin'}:{os.environ['PATH']}", "HOME": str(runner), "COLUMNS": "40"}
+
+    def mtpfix(command: str) -> subprocess.CompletedProcess[str]:
+        environment = {**shell, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            ["sh", "-c", command], cwd=runner, env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    refused = mtpfix("mtpfix check 'my model' -e vllm==0.32.0 -e vllm==0.25.1")
+    assert refused.returncode == 1, refused.stderr
+    (command,) = (line for line in refused.stdout.splitlines() if line.startswith("Repair: "))
+    repaired = mtpfix(command.removeprefix("Repair: ").replace("BASE_MODEL", "base"))
+    assert repaired.returncode == 0, repaired.stdout + repaired.stderr
+    passed = mtpfix("mtpfix check 'my model-repaired' -e vllm==0.32.0 -e vllm==0.25.1")
+    assert passed.returncode == 0, passed.stdout

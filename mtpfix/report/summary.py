@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -23,6 +23,10 @@ SAYS: Mapping[Verdict, tuple[str, str]] = {
     Verdict.UNKNOWN: ("is not predicted", "are not predicted"),
 }
 """What is said of a model, and of two."""
+
+
+CANNOT_BUILD = "MTP602"
+"""The rule of releases that raise whatever the checkpoint holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +63,42 @@ def file_to_open(report: Report, finding: Finding) -> str:
 
 
 def repair_command(report: Report) -> str | None:
-    """Return the command that repairs the checkpoint as far as that is safe, None where no finding has a repair."""
-    if not any(finding.fixes for finding in report.findings):
+    """Return the command that repairs the checkpoint for every release a finding with a repair names, None without one.
+
+    Releases that raise whatever the checkpoint holds are left out. The base model of a graft stays to be filled in.
+    """
+    broken = [finding for finding in report.findings if finding.fixes]
+    broken = [finding for finding in broken if finding.severity is not Severity.NOTE] or broken
+    if not broken:
         return None
-    unsafe = not any(fix.safe for finding in report.findings for fix in finding.fixes)
+    fixes = [next((fix for fix in finding.fixes if fix.safe), finding.fixes[0]) for finding in broken]
     ref = shlex.quote(shown(report.checkpoint.ref))
     name = shown(PurePosixPath(report.checkpoint.ref).name) or "checkpoint"
-    return f"mtpfix patch {ref} --out {shlex.quote(f'{name}-repaired')}" + (" --unsafe-fixes" if unsafe else "")
+    words = ["mtpfix patch", ref, f"--out {shlex.quote(f'{name}-repaired')}"]
+    words += [f"--for {shlex.quote(engine)}" for engine in _requirements(report, broken)]
+    if any(operation.action == "graft" for fix in fixes for operation in fix.operations):
+        words.append("--graft BASE_MODEL")
+    if not any(fix.safe for fix in fixes):
+        words.append("--unsafe-fixes")
+    return " ".join(words)
+
+
+def _requirements(report: Report, broken: Sequence[Finding]) -> Iterator[str]:
+    """Return, for each engine, the releases from the oldest that is broken, without those that nothing mends."""
+    hopeless = _named(finding for finding in report.findings if finding.rule == CANNOT_BUILD)
+    for engine, versions in sorted(_named(broken).items()):
+        mendable = versions - hopeless.get(engine, set())
+        if mendable:
+            oldest = min(mendable, key=Version)
+            without = sorted((v for v in hopeless.get(engine, ()) if Version(v) > Version(oldest)), key=Version)
+            yield f"{engine}>={oldest}" + "".join(f",!={version}" for version in without)
+
+
+def _named(findings: Iterable[Finding]) -> dict[str, set[str]]:
+    versions: dict[str, set[str]] = {}
+    for releases in (releases for finding in findings for releases in finding.engines):
+        versions.setdefault(releases.engine, set()).update(releases.versions)
+    return versions
 
 
 def _release(row: EngineReport) -> tuple[str, Version, str]:

@@ -19,7 +19,15 @@ from mtpfix.checkpoint.names import collapse_names, natural_key
 from mtpfix.checkpoint.ref import shown
 from mtpfix.model import Confidence, EngineReport, Finding, Fix, Outcome, Report, Severity, Verdict
 from mtpfix.report.rows import Row, rows_of
-from mtpfix.report.summary import counts, deciding, plural, releases_ascending, size_text, verdict_clauses
+from mtpfix.report.summary import (
+    counts,
+    deciding,
+    plural,
+    releases_ascending,
+    repair_command,
+    size_text,
+    verdict_clauses,
+)
 
 NARROWEST, WIDEST, WIDEST_PROSE = 40, 200, 120
 MODULE_WIDTH, CELL_WIDTH, GAP = 20, 13, 2
@@ -320,6 +328,9 @@ def _print_end(console: Console, report: Report) -> None:
     if not said:
         console.print(Text(f"No findings.{ignored}"), width=width)
         return
+    command = repair_command(report)
+    if command is not None:
+        console.print(Text(f"Repair: {command}", "bold"), width=width, soft_wrap=True)
     rules = dict.fromkeys(finding.rule for finding in report.findings)
     console.print(
         Text(f"{said}. {ignored and ignored[1:] + ' '}More on a rule: mtpfix explain {shown(next(iter(rules)))}"),

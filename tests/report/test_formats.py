@@ -186,7 +186,10 @@ def test_markdown_shows_verdict_table_findings_and_command() -> None:
     assert "| MTP draft |  | loads | **silent** | **fails** |" in written
     assert "| `mtp.fc` | bf16 | ok | **silent**, builds nvfp4 | **raises**, builds nvfp4 |" in written
     assert "### error MTP101 plain-where-packed" in written
-    assert "```sh\nmtpfix patch Qwen3.5-397B-A17B-NVFP4 --out Qwen3.5-397B-A17B-NVFP4-repaired\n```" in written
+    assert (
+        "```sh\nmtpfix patch Qwen3.5-397B-A17B-NVFP4 --out Qwen3.5-397B-A17B-NVFP4-repaired --for 'vllm>=0.18.1'\n```"
+        in written
+    )
     assert "Repair" not in markdown.render(samples.clean())
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mtpfix.model import Format, MtpSummary, Verdict
-from mtpfix.report.summary import closing_text, counts, verdict_text
+from mtpfix.model import EngineRange, Finding, Fix, Format, MtpSummary, Operation, Report, Severity, Verdict
+from mtpfix.report.summary import closing_text, counts, repair_command, verdict_text
 from tests.report import samples
 
 
@@ -77,3 +77,33 @@ def test_findings_are_counted_by_severity() -> None:
 
 def test_several_checkpoints_are_closed_by_one_line() -> None:
     assert closing_text([0, 1, 1, 2]) == "4 checkpoints: 1 clean, 2 with findings, 1 not or not wholly read.\n"
+
+
+NAME = "Qwen3.5-397B-A17B-NVFP4"
+BEGINNING = f"mtpfix patch {NAME} --out {NAME}-repaired"
+
+
+def broken(*findings: Finding) -> Report:
+    return replace(samples.failing(), findings=findings)
+
+
+def test_the_repair_names_the_releases_it_is_for() -> None:
+    assert repair_command(samples.clean()) is None
+    assert repair_command(samples.failing()) == f"{BEGINNING} --for 'vllm>=0.18.1'"
+
+
+def test_the_repair_leaves_out_releases_that_nothing_mends() -> None:
+    cannot = replace(samples.finding(Severity.WARNING), rule="MTP602", fixes=())
+    later = replace(cannot, engines=(EngineRange("vllm", ("0.19.1", "0.20.2"), "vllm 0.19.1 - 0.20.2"),))
+    assert repair_command(broken(samples.finding(), later)) == f"{BEGINNING} --for 'vllm>=0.18.1,!=0.19.1,!=0.20.2'"
+    assert repair_command(broken(samples.finding(), cannot)) == BEGINNING
+
+
+def test_the_repair_asks_for_what_it_needs() -> None:
+    found = samples.finding()
+    graft = Fix("graft", safe=True, operations=(Operation("graft", "", "mtp"),), bytes_written=1)
+    off = Fix("switch off", safe=False, operations=(Operation("remove-key", "config.json", "n"),), bytes_written=1)
+    command = repair_command(broken(replace(found, fixes=(off, graft))))
+    assert command == f"{BEGINNING} --for 'vllm>=0.18.1' --graft BASE_MODEL"
+    command = repair_command(broken(replace(found, fixes=(off,))))
+    assert command == f"{BEGINNING} --for 'vllm>=0.18.1' --unsafe-fixes"

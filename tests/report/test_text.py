@@ -7,11 +7,12 @@ import pytest
 from rich.cells import cell_len
 
 from mtpfix.model import Confidence, Format, Outcome, Report, Severity, Verdict
-from mtpfix.report.summary import size_text
+from mtpfix.report.summary import repair_command, size_text
 from mtpfix.report.text import render, render_verdict
 from tests.report import samples
 from tests.report.hostile import HOSTILE
 
+COMMAND = "Repair: "
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -55,7 +56,13 @@ def test_hostile_names_reach_the_screen_as_plain_characters(name: str, color: bo
 @pytest.mark.parametrize("name", ["", *HOSTILE.values()], ids=["plain", *HOSTILE])
 def test_no_line_is_wider_than_the_screen(width: int, name: str) -> None:
     report = hostile_report(name) if name else samples.failing()
-    assert max(cell_len(line) for line in render(report, width=width).split("\n")) <= width
+    lines = render(report, width=width).split("\n")
+    assert max(cell_len(line) for line in lines if not line.startswith(COMMAND)) <= width
+
+
+def test_the_command_that_repairs_is_one_line_to_copy() -> None:
+    (line,) = (line for line in render(samples.failing(), width=40).split("\n") if line.startswith(COMMAND))
+    assert line == f"{COMMAND}{repair_command(samples.failing())}"
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
