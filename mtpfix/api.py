@@ -30,6 +30,7 @@ def scan(
     engines: Sequence[str] | None = None,
     ignores: Sequence[Ignore] = (),
     metadata_only: bool | None = False,
+    tp: int = 1,
     progress: Progress | None = None,
 ) -> Report:
     """Scan the checkpoint in a folder and return the report.
@@ -37,22 +38,26 @@ def scan(
     `engines` are requests such as `vllm`, `vllm==0.19.*` or `vllm>=0.20,<0.24`; without them every known release of
     every known engine is judged. Findings that `ignores` name are left out and counted. `metadata_only` reads no header
     and asks no engine: only what the configurations and the index say is judged; None does so where every shard is a
-    git-lfs pointer. `progress` is told after each shard how many of how many are read.
+    git-lfs pointer. `tp` is the tensor-parallel size: with more than one rank, shapes that the engines cannot split are
+    findings too. `progress` is told after each shard how many of how many are read.
 
     Raises UsageError for a request or a path that makes no sense, NothingToCheck where no checkpoint is; whatever can
     be said of a damaged checkpoint stands in the report, with `complete` false.
     """
     from mtpfix.checkpoint import open_checkpoint, read_scalars
     from mtpfix.engines import resolve_requests
+    from mtpfix.errors import UsageError
     from mtpfix.fix import judge
 
+    if tp < 1:
+        raise UsageError(f"a tensor-parallel size of {tp} makes no sense", "give the number of GPUs, 1 or more")
     resolve_requests(engines)  # a request that makes no sense is refused before anything is read
     collecting = gc.isenabled()
     gc.disable()  # a scan makes hundreds of thousands of objects and no cycles: looking for some costs time for nothing
     try:
         pointers = metadata_only is None
         checkpoint = open_checkpoint(ref, progress=progress, headers=not metadata_only, pointers=pointers)
-        return judge(checkpoint, engines, partial(read_scalars, checkpoint), ignores)
+        return judge(checkpoint, engines, partial(read_scalars, checkpoint), ignores, ranks=tp)
     finally:
         if collecting:
             gc.enable()

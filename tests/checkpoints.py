@@ -526,12 +526,23 @@ class Plan:
             yield from group
 
 
-def plan(family: str, variant: str | Variant, size: Size = "tiny", *, excludes: Sequence[str] | None = None) -> Plan:
+def plan(
+    family: str,
+    variant: str | Variant,
+    size: Size = "tiny",
+    *,
+    excludes: Sequence[str] | None = None,
+    numbers: Mapping[str, Any] | None = None,
+) -> Plan:
     """Plan one checkpoint; `excludes`, where given, stands in for the list the variant would have.
+
+    `numbers` take the place of the configuration's, where no text model lies below it.
 
     Raises KeyError for an unknown family or variant, ValueError for a variant that the family does not have.
     """
     known = FAMILIES[family]
+    if changed := dict(numbers or {}):
+        known = replace(known, config=lambda wanted: FAMILIES[family].config(wanted) | changed)
     chosen = variant if isinstance(variant, Variant) else VARIANTS[variant]
     if family not in chosen.families:
         raise ValueError(f"{family} has no variant {chosen.name}")
@@ -614,13 +625,14 @@ def build(
     index: bool = True,
     branch_file: str | None = None,
     excludes: Sequence[str] | None = None,
+    numbers: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Write one checkpoint into `folder` (created) and return its plan.
 
     `shards` defaults to two for a tiny checkpoint and to files of about 5 GB for a full one; one shard without an
     index is `model.safetensors`. `branch_file` puts the MTP branch into a file of that name.
     """
-    planned = plan(family, variant, size, excludes=excludes)
+    planned = plan(family, variant, size, excludes=excludes, numbers=numbers)
     write(folder, planned, shards=shards, index=index, branch_file=branch_file)
     return planned
 

@@ -36,6 +36,10 @@ FailOn = Annotated[
     Level | None,
     typer.Option("--fail-on", help="The least severe finding that makes the exit code 1.", show_default="error"),
 ]
+Ranks = Annotated[
+    int,
+    typer.Option("--tp", metavar="N", min=1, help="Tensor-parallel size: also find shapes it cannot split."),
+]
 Select = Annotated[
     list[str] | None,
     typer.Option(metavar="RULE", help="Only these rules: code, its beginning, or name. Repeatable."),
@@ -68,6 +72,7 @@ class Choices:
     progress: bool
     metadata_only: bool | None = False
     trusting: bool = False
+    ranks: int = 1
 
 
 def judge_all(refs: Sequence[str], choices: Choices) -> int:
@@ -105,6 +110,7 @@ def _judge_one(ref: str, choices: Choices, progress: Progress | None) -> tuple[R
             engines=choices.engine or list(settings.engines) or None,
             ignores=settings.ignores,
             metadata_only=choices.metadata_only,
+            tp=choices.ranks,
             progress=progress,
         )
         select, ignore = choices.select or settings.select, (*(choices.ignore or ()), *settings.ignore)

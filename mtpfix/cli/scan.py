@@ -17,6 +17,7 @@ from mtpfix.cli.judging import (
     NoProgress,
     Output,
     Quiet,
+    Ranks,
     Select,
     Shape,
     Verbose,
@@ -28,6 +29,7 @@ from mtpfix.cli.judging import (
 def scan(
     refs: Annotated[list[str], typer.Argument(metavar="FOLDER", help="Folders that hold a checkpoint.")],
     engine: Engines = None,
+    tp: Ranks = 1,
     form: Shape = "text",
     as_json: Json = False,
     output: Output = None,
@@ -60,5 +62,6 @@ def scan(
         quiet=quiet,
         verbose=verbose,
         progress=not no_progress,
+        ranks=tp,
     )
     return judge_all(refs, choices)

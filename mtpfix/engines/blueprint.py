@@ -59,6 +59,8 @@ class Planned:
     unfused: bool
     dequantizes: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
+    split: bool = True
+    groups: Table = field(default_factory=dict)
     absent: bool = False
 
 
@@ -174,6 +176,8 @@ def _modules(
                 unfused=bool(pick(entry.get("unfused"), version)),
                 dequantizes=tuple(entry.get("dequantizes", ())),
                 suffixes=tuple(entry.get("suffixes", ())),
+                split=bool(entry.get("split", True)),
+                groups=entry.get("groups", {}),
             )
 
 

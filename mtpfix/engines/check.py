@@ -22,13 +22,14 @@ SOURCE = re.compile(r"[\w./-]+\.py:\d+@\d+\.\d+(\.\w+)*")
 FAMILY_KEYS = {"name", "title", "architectures", "verified", "text", "numbers", "disk", "mappers", "modules"}
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
-    "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "cache_scales", "deferred", "source",
+    "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "cache_scales", "deferred", "splits",
+    "source",
 }  # fmt: skip
 GROUP_KEYS = {"disk", "prefix", "param", "modules", "versions", "plain_for", "plain_unless_listed", "source"}
 MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
-    "plain_when", *SLOTS,
+    "plain_when", "split", "groups", *SLOTS,
 }  # fmt: skip
 LAYERS = {"column", "merged", "qkv", "row", "replicated", "linear", "head", "embedding", "experts", "norm"}
 MAY_HAVE_GAPS = {"broken", "arrays", "unknown", "prefix", "param", "partial_scalars", "deferred"}
@@ -55,8 +56,9 @@ def check_engine(engine: Engine) -> Iterator[str]:
             continue
         yield from check_cover(fact, engine.releases, f"{where}: {name}", gaps=False)
         yield from _sources(fact, engine, f"{where}: {name}")
-    for number, row in enumerate(engine.table.get("mismatch", ())):
-        yield from _sources([row], engine, f"{where}: mismatch {number}")
+    for table in ("mismatch", "split", "split_numbers"):
+        for number, row in enumerate(engine.table.get(table, ())):
+            yield from _sources([row], engine, f"{where}: {table} {number}")
 
 
 def check_family(family: Family, known: Sequence[Engine]) -> Iterator[str]:
@@ -103,10 +105,13 @@ def _check_block(family: Family, block: Table, engine: Engine, where: str) -> It
         for one in block.get("architectures", ())
         if one not in family.architectures
     )
-    for path, fact in walk_ranged({key: value for key, value in block.items() if key not in ("group", "arrays")}):
+    for path, fact in walk_ranged(
+        {key: value for key, value in block.items() if key not in ("group", "arrays", "splits")}
+    ):
         gaps = path.partition(".")[0].partition("[")[0] in MAY_HAVE_GAPS
         yield from check_cover(fact, releases, f"{where}: {path}", gaps=gaps)
         yield from _sources(fact, engine, f"{where}: {path}")
+    yield from _sources(block.get("splits", ()), engine, f"{where}: splits")
     for mapper in _mapper_names(block.get("mappers", ())):
         if mapper not in family.table.get("mappers", {}):
             yield f"{where}: no mapper is called {mapper}"

@@ -37,6 +37,7 @@ Kind = Literal[
     "declaration-refused",
     "class-broken",
     "shard-absent",
+    "unsplittable",
 ]
 """Causes of events: a closed vocabulary that the rules read."""
 

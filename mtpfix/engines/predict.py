@@ -32,6 +32,7 @@ from mtpfix.engines.loading import (
 from mtpfix.engines.mapping import from_toml
 from mtpfix.engines.resolve import resolve
 from mtpfix.engines.resolved import Resolved
+from mtpfix.engines.split import split_module, split_numbers
 from mtpfix.facts import Table, covers, pick
 from mtpfix.families import Family, Numbers, branch_prefixes, fill, match, read_numbers
 from mtpfix.model import (
@@ -131,14 +132,19 @@ def predict(
     engine: str | Engine,
     version: str,
     declarations: Sequence[Declaration] | None = None,
+    *,
+    ranks: int = 1,
 ) -> Prediction:
-    """Predict one release; `declarations`, where given, stand in for the checkpoint's own (to try a repair)."""
+    """Predict one release that splits the model over `ranks`.
+
+    `declarations`, where given, stand in for the checkpoint's own (to try a repair).
+    """
     subject = checkpoint if isinstance(checkpoint, Subject) else Subject(checkpoint)
     known = engine if isinstance(engine, Engine) else load(engine)
     blocks = tuple(subject.checkpoint.declarations if declarations is None else declarations)
     resolved = resolve(blocks, known, version, subject.architecture)
-    target, lists = _predict_role(subject, known, version, resolved, "target", None)
-    draft, _ = _predict_role(subject, known, version, resolved, "draft", lists)
+    target, lists = _predict_role(subject, known, version, resolved, "target", None, ranks)
+    draft, _ = _predict_role(subject, known, version, resolved, "draft", lists, ranks)
     return Prediction(
         engine=known.name,
         version=version,
@@ -154,7 +160,10 @@ def knowledge_key(subject: Subject, engine: Engine, version: str) -> str:
     """Return a text that is equal for two releases exactly when all facts that a prediction reads are equal."""
     family, architecture = subject.family, subject.architecture or ""
     parts: list[object] = [{name: pick(value, version) for name, value in engine.table["facts"].items()}]
-    parts.append([row for row in engine.table.get("mismatch", ()) if covers(row["versions"], version)])
+    parts.extend(
+        [row for row in engine.table.get(name, ()) if covers(row["versions"], version)]
+        for name in ("mismatch", "split", "split_numbers")
+    )
     if family is not None:
         blocks = family.models(engine.name, "target", architecture, version)
         blocks += family.models(engine.name, "draft", architecture, version)
@@ -183,7 +192,13 @@ def _unpredicted(role: Role, reason: str, verdict: Verdict = Verdict.UNKNOWN) ->
 
 
 def _predict_role(
-    subject: Subject, engine: Engine, version: str, resolved: Resolved, role: Role, target_lists: Lists | None
+    subject: Subject,
+    engine: Engine,
+    version: str,
+    resolved: Resolved,
+    role: Role,
+    target_lists: Lists | None,
+    ranks: int,
 ) -> tuple[ModelPrediction, Lists | None]:
     family, numbers = subject.family, subject.numbers
     if family is None or numbers is None:
@@ -206,7 +221,7 @@ def _predict_role(
         return _unpredicted(role, reason), None
     lists = _lists(family, block, engine, version, resolved, target_lists)
     decider = Decider(lists, engine, version, _packed(family, block, subject, engine, version))
-    return _simulate(subject, engine, version, block, decider, role, resolved), lists
+    return _simulate(subject, engine, version, block, decider, role, resolved, ranks), lists
 
 
 def _lists(
@@ -265,7 +280,14 @@ def _pattern(block: Table, key: str, version: str, numbers: Numbers) -> re.Patte
 
 
 def _simulate(
-    subject: Subject, engine: Engine, version: str, block: Table, decider: Decider, role: Role, resolved: Resolved
+    subject: Subject,
+    engine: Engine,
+    version: str,
+    block: Table,
+    decider: Decider,
+    role: Role,
+    resolved: Resolved,
+    ranks: int,
 ) -> ModelPrediction:
     family, numbers = subject.family, subject.numbers
     if family is None or numbers is None:
@@ -273,6 +295,13 @@ def _simulate(
     loader = _loader(family, block, engine, version, numbers)
     blueprint = draw(family, block, numbers, subject.names, version)
     events: list[Event] = [*_broken(block, version, resolved.method or ""), *_short_arrays(block, numbers, version)]
+    checks: list[Table] = []
+    if ranks > 1:
+        refused = [*split_numbers(engine.table.get("split_numbers", ()), numbers, version, ranks)]
+        events += refused
+        if not refused:  # else nothing is constructed
+            events += split_numbers(block.get("splits", ()), numbers, version, ranks, position="0")
+            checks = [row for row in engine.table.get("split", ()) if covers(row["versions"], version)]
     built: list[Built] = []
     for position, planned in enumerate(blueprint.modules):
         plain = planned.never or ((resolved.method or "") in planned.plain_for and not _is_listed(planned, resolved))
@@ -286,9 +315,10 @@ def _simulate(
             events.append(Event("fused-partly-listed", Outcome.CRASH, first, "", error, text, because, order))
         if planned.layer != "norm":
             built.append(Built(names, planned.prefix, planned.layer, decision.format, because, decision.entry))
-        events += load_module(
-            Module(planned, decision.format, decision.dialect, because, position), subject.loadable, loader
-        )
+        module = Module(planned, decision.format, decision.dialect, because, position)
+        if checks:
+            events += split_module(module, subject.loadable, checks, numbers, ranks)
+        events += load_module(module, subject.loadable, loader)
     events += _leftovers(subject, blueprint, loader)
     events += _absent_shards(subject, engine, version, role)
     events += _absent_layers(blueprint, loader, numbers)

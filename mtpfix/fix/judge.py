@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
-from mtpfix.engines import resolve_requests
+from mtpfix.engines import load, resolve_requests
 from mtpfix.engines.predict import Subject
 from mtpfix.fix.suggest import suggest
 from mtpfix.model import Checkpoint, Fault, Finding, Ignore, Report
@@ -18,16 +18,19 @@ def judge(
     engines: Sequence[str] | None = None,
     scalars: Scalars | None = None,
     ignores: Sequence[Ignore] = (),
+    *,
+    ranks: int = 1,
 ) -> Report:
     """Return the report on a checkpoint for the engines asked for (None: every known release of every known engine).
 
     `scalars` reads the values of one-element tensors; without it rules that compare scales stay silent. Findings that
-    `ignores` name are left out and counted. Where the checkpoint's headers were not read, no engine is asked about.
+    `ignores` name are left out and counted. `ranks` is the tensor-parallel size the engines are run with. Where the
+    checkpoint's headers were not read, no engine is asked about.
     Raises UsageError for a request that names no known engine or release, and for an ignore that names no rule.
     """
     subject = Subject(checkpoint)
     requests = tuple(resolve_requests(engines))
-    context = Context(subject, requests if checkpoint.headers else (), scalars, tuple(ignores))
+    context = Context(subject, requests if checkpoint.headers else (), scalars, tuple(ignores), ranks=ranks)
     found = run(context)
     accepted = [one for one in ignores if not one.expired(context.today)]
     kept = [finding for finding in found if not any(_ignores(one, finding) for one in accepted)]
@@ -41,9 +44,18 @@ def judge(
         engines=context.engine_reports(),
         findings=findings,
         complete=is_complete(checkpoint),
-        notes=() if checkpoint.headers else (NO_HEADERS,),
+        notes=tuple(_notes(context)),
         ignored=len(found) - len(kept),
     )
+
+
+def _notes(context: Context) -> Iterator[str]:
+    """Yield what was left unjudged."""
+    if not context.checkpoint.headers:
+        yield NO_HEADERS
+    for engine in dict.fromkeys(request.engine.name for request in context.requests if context.ranks > 1):
+        if "split" not in load(engine).table:
+            yield f"{load(engine).title} was judged for one rank: which shapes it cannot split is not known"
 
 
 NO_HEADERS = "only the configurations and the index were judged: no header of a shard was read, no engine asked about"

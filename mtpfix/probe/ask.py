@@ -33,8 +33,9 @@ def ask(
     runner: str | None = None,
     timeout: float = 3600.0,
     hollow: int | None = None,
+    ranks: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Yield what a module of the probe wrote of each checkpoint; `hollow` as its option of that name."""
+    """Yield what a module of the probe wrote of each checkpoint; `hollow` and `ranks` as its options of those names."""
     with tempfile.TemporaryDirectory(prefix="mtpfix-") as place:
         stages = []
         for number, checkpoint in enumerate(checkpoints):
@@ -45,6 +46,7 @@ def ask(
         arguments += [f"--foreign={stage.folder}" for stage in stages if stage.foreign]
         arguments += [f"--runner={runner}"] if runner else []
         arguments += [f"--hollow={hollow}"] if hollow is not None else []
+        arguments += [f"--ranks={ranks}"] if ranks > 1 else []
         outcome = run(python, module, arguments, timeout=timeout)
     _refuse_broken(outcome, str(python))
     found = {line["checkpoint"]: line for line in outcome.answers if "started" not in line}

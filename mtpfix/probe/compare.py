@@ -22,9 +22,9 @@ def shorten(text: str) -> str:
 
 def unwrap(error: str, text: str) -> tuple[str, str]:
     """Return class and shortened text of an error, of the one inside where a configuration class wrapped it."""
-    inner = re.search(r"Value error, (.*?) \[type=value_error", text, flags=re.DOTALL)
+    inner = re.search(r"(Value error|Assertion failed), (.*?) \[type=(?:value|assertion)_error", text, flags=re.DOTALL)
     if error == "ValidationError" and inner is not None:
-        error, text = "ValueError", inner[1]
+        error, text = {"Value error": "ValueError", "Assertion failed": "AssertionError"}[inner[1]], inner[2]
     return error, shorten(text)
 
 

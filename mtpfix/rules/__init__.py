@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtpfix.model import Finding, Severity
-from mtpfix.rules import branch, formats, layout, lists, scales, settled, support
+from mtpfix.rules import branch, formats, layout, lists, parallel, scales, settled, support
 from mtpfix.rules.context import Context
 from mtpfix.rules.registry import Rule, find, registered
 
-MODULES = (branch, formats, scales, lists, layout, support, settled)
+MODULES = (branch, formats, scales, lists, layout, parallel, support, settled)
 """The files that hold rules; importing them registers their rules."""
 
 _SEVERITIES = list(Severity)

@@ -59,6 +59,7 @@ class Context:
     scalars: Scalars | None = None
     ignores: tuple[Ignore, ...] = ()
     today: date = field(default_factory=date.today)
+    ranks: int = 1
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -86,7 +87,7 @@ class Context:
 
         `scalars` reads the numbers of that description.
         """
-        other = Context(Subject(checkpoint), self.requests, scalars)
+        other = Context(Subject(checkpoint), self.requests, scalars, ranks=self.ranks)
         if other.subject.architecture == self.subject.architecture:
             other.__dict__["_keys"] = self._keys  # they depend on the family alone
         return other
@@ -97,7 +98,7 @@ class Context:
             for version in request.releases:
                 key = self._keys[request.engine.name, version]
                 if key not in made:
-                    made[key] = predict(self.subject, request.engine, version)
+                    made[key] = predict(self.subject, request.engine, version, ranks=self.ranks)
                 yield Release(request.engine, version, restamped(made[key], self.subject, request.engine, version))
 
     @cached_property

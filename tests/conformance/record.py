@@ -59,14 +59,17 @@ def is_asked(release: str, family: str) -> bool:
     return known is not None and engine in known.table
 
 
-def ask(release: str, checkpoints: Sequence[Path], runner: str | None = None) -> Iterator[Answer]:
-    """Yield the engine's answer for each checkpoint, from the environment of one release (`vllm-0.32.0`)."""
+def ask(release: str, checkpoints: Sequence[Path], runner: str | None = None, *, ranks: int = 1) -> Iterator[Answer]:
+    """Yield the engine's answer for each checkpoint, from the environment of one release (`vllm-0.32.0`).
+
+    With more than one of `ranks` the model is split over them; only vLLM's probe knows that.
+    """
     engine, _, version = release.partition("-")
     python = sglang_interpreter(version) if engine == "sglang" else interpreter(version)
     if python is None:
         raise SystemExit(f"there is no environment for {release}; set {VARIABLE}, or make one")
     if engine != "sglang":
-        yield from probe.ask(python, probe_of(load(engine)), checkpoints, runner=runner)
+        yield from probe.ask(python, probe_of(load(engine)), checkpoints, runner=runner, ranks=ranks)
         return
     command = [str(python), str(HERE / "sglang_oracle.py"), "--source", str(unpacked(version)), *map(str, checkpoints)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:

@@ -217,6 +217,7 @@ class Case:
     change: Change = keep
     engine: str = NEWEST
     ignores: tuple[Ignore, ...] = ()
+    ranks: int = 1
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
@@ -287,6 +288,10 @@ PAIRS: dict[str, tuple[Case, Case]] = {
     ),
     "MTP602": (Case("step3p5", "compressed-tensors"), Case("step3p7", "excluded-glob")),
     "MTP603": (Case("qwen3_5", "excluded-glob", engine="vllm==0.11.2"), GOOD),
+    "MTP604": (
+        Case("mimo", "excluded-engine", ranks=8),
+        Case("mimo", "excluded-engine", ranks=4),
+    ),
     "MTP701": (
         Case("qwen3_5", "excluded-glob", ignores=(Ignore("MTP603", "old releases.", until=date(2020, 1, 1)),)),
         Case("qwen3_5", "excluded-glob", ignores=(Ignore("MTP603", "old releases.", until=date(9999, 1, 1)),)),
@@ -315,7 +320,7 @@ def judge(case: Case, fixtures: Fixtures, folder: Path) -> Report:
     copy = folder / "model"
     shutil.copytree(fixtures(case.family, case.variant), copy)
     case.change(copy)
-    return scan(copy, engines=[case.engine], ignores=case.ignores)
+    return scan(copy, engines=[case.engine], ignores=case.ignores, tp=case.ranks)
 
 
 def of(report: Report, code: str) -> list[Finding]:

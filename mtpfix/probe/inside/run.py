@@ -30,6 +30,7 @@ def run(name: str, arguments: list[str]) -> None:
     parser.add_argument("--runner", default="", help="the engine's own unless it is named")
     parser.add_argument("--limit", type=int, default=300, help="seconds for one checkpoint; 0: none")
     parser.add_argument("--hollow", type=int, default=1 << 16, help="bytes from which a tensor takes no memory; 0: all")
+    parser.add_argument("--ranks", type=int, default=1, help="tensor-parallel size, seen from the first rank")
     parser.add_argument("--source", default="", help="a folder that holds the engine's package, unpacked")
     parser.add_argument(
         "--foreign", action="append", default=[], help="a checkpoint whose configuration class is its own"

@@ -172,6 +172,7 @@ def replace_leaves() -> None:
     for name in (
         "vllm.engine.arg_utils",
         "vllm.model_executor.model_loader.default_loader",
+        "vllm.model_executor.layers.quantization.fp8",
         "vllm.model_executor.layers.quantization.modelopt",
         "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors",
         *submodules("vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe"),

@@ -19,7 +19,7 @@ from typing import Any
 
 from .configuration import STAND_INS, register
 from .hollow import Arena
-from .patches import swap, try_import
+from .patches import note, swap, try_import
 from .reader import make_reader
 from .vllm_leaves import replace_leaves
 from .watch import Watch, answer, attempt, watch_writes
@@ -130,8 +130,8 @@ def own_class(model_type: str) -> Any:
     return registry[model_type] if model_type in registry else None  # noqa: SIM401 - its `get` is not lazy
 
 
-def engine_configuration(checkpoint: str, speculative: dict[str, Any] | None) -> Any:
-    """Return the engine's configuration for a checkpoint, with or without its MTP draft."""
+def engine_configuration(checkpoint: str, speculative: dict[str, Any] | None, ranks: int) -> Any:
+    """Return the engine's configuration for a checkpoint, with or without its MTP draft, for some ranks."""
     from vllm.engine.arg_utils import EngineArgs
 
     options: dict[str, Any] = {
@@ -147,6 +147,7 @@ def engine_configuration(checkpoint: str, speculative: dict[str, Any] | None) ->
         "max_num_seqs": 2,
         "safetensors_load_strategy": "lazy",
         "skip_tokenizer_init": True,
+        "tensor_parallel_size": ranks,
         "trust_remote_code": False,
         "use_tqdm_on_load": False,
     }
@@ -157,14 +158,20 @@ def engine_configuration(checkpoint: str, speculative: dict[str, Any] | None) ->
     return arguments.create_engine_config()
 
 
-def start_distributed() -> None:
-    """Form a group of one, as every worker of the engine does before it loads."""
+def start_distributed(ranks: int) -> None:
+    """Form a group of one, as every worker of the engine does before it loads; it takes itself for the first of many.
+
+    Nothing is communicated while a model is built and loaded, so that one process sees what the first rank sees.
+    """
     from vllm.distributed import parallel_state
 
     with tempfile.NamedTemporaryFile(delete=False) as file:
         method = f"file://{file.name}"
     parallel_state.init_distributed_environment(1, 0, method, 0, "gloo")
     parallel_state.initialize_model_parallel(1, 1)
+    if ranks > 1:
+        parallel_state.get_tp_group().world_size = ranks
+        note("the tensor-parallel group", f"said to be of {ranks} ranks, this process is its first")
 
 
 def load_target(configuration: Any) -> Any:
@@ -218,16 +225,16 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
     refused: Exception | None = None
     try:
         speculative = {"method": "mtp", "num_speculative_tokens": mtp_layers(config)} if "draft" in roles else None
-        configuration = engine_configuration(checkpoint, speculative)
+        configuration = engine_configuration(checkpoint, speculative, options.ranks)
     except Exception as error:  # noqa: BLE001 - whatever the engine raises is its answer
         refused = error
         try:
-            configuration = engine_configuration(checkpoint, None)
+            configuration = engine_configuration(checkpoint, None, options.ranks)
         except Exception as again:  # noqa: BLE001
             hooks.watch.phase = "configure"
             return {"target": answer(hooks.watch, again), "draft": None, "stand_ins": sorted(STAND_INS)}
     with set_current_vllm_config(configuration):
-        start_distributed()
+        start_distributed(options.ranks)
         if configuration.quant_config is not None:
             hooks.listen(configuration.quant_config)
         target = hooks.watch
