@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from mtpfix import api
 from mtpfix.cli import app
 from mtpfix.errors import FindingsError, MtpfixError
 from mtpfix.report.schema import json_schema
+from mtpfix.rules.registry import registered
 from tests.checkpoints import Tensor, build, write_shard
 from tests.report.hostile import HOSTILE
 
@@ -486,3 +488,54 @@ def test_a_program_is_told_of_progress(folders: Path) -> None:
     note: Callable[[int, int], None] = lambda done, total: seen.append((done, total))  # noqa: E731
     mtpfix.scan(folders / "listed", engines=[NEW], progress=note)
     assert seen == [(1, 2), (2, 2)]
+
+
+# ------------------------------------------------------------------------------------- shells, and the hf command
+
+
+def completed(*words: str) -> set[str]:
+    """Return what a shell would offer for the last word."""
+    environment = {
+        **os.environ,
+        "_MTPFIX_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["mtpfix", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    offered, _ = start(env=environment).communicate(timeout=30)
+    return set(offered.decode().split())
+
+
+def test_shells_complete_commands_engines_and_rules() -> None:
+    assert completed("ex") == {"explain"}
+    assert {"vllm", "vllm==0.32.0"} <= completed("scan", "folder", "-e", "vll")
+    assert completed("explain", "MTP60") == {code for code in registered() if code.startswith("MTP60")}
+
+
+def test_hf_runs_it_as_an_extension(tmp_path: Path, folders: Path) -> None:
+    hf = Path(sys.executable).with_name("hf")
+    extension = tmp_path / ".local" / "share" / "hf" / "extensions" / "hf-mtpfix"
+    program = extension / "hf-mtpfix"
+    extension.mkdir(parents=True)
+    code = "import sys; sys.argv[0] = 'hf-mtpfix'; from mtpfix.cli import main; main()"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{code}" "$@"\n')
+    program.chmod(0o755)
+    manifest = {
+        "owner": "mtpfix",
+        "repo": "hf-mtpfix",
+        "repo_id": "mtpfix/hf-mtpfix",
+        "short_name": "mtpfix",
+        "executable_path": str(program),
+        "type": "python",
+        "installed_at": "2026-01-01T00:00:00",
+    }
+    (extension / "manifest.json").write_text(json.dumps(manifest))
+    environment = {**os.environ, **PLAIN, "HOME": str(tmp_path), "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+    command: list[str | Path] = [hf, "mtpfix", "check", folders / "listed", "-e", OLD, "-e", NEW, "--quiet"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert "vllm 0.19.1: main model loads, MTP draft fails to load" in done.stdout
+
+
+def test_the_scripts_are_installed() -> None:
+    scripts = {one.name: one.value for one in entry_points(group="console_scripts") if "mtpfix" in one.name}
+    assert scripts == {"mtpfix": "mtpfix.cli:main", "hf-mtpfix": "mtpfix.cli:main"}

@@ -141,6 +141,21 @@ def root(
 # ------------------------------------------------------------------------------------- for several commands
 
 
+def complete_engine(incomplete: str) -> list[str]:
+    """Return the engines and releases that begin as typed, for the shell."""
+    from mtpfix.engines import load, names
+
+    every = [*names(), *(f"{name}=={release}" for name in names() for release in load(name).releases)]
+    return [text for text in every if text.startswith(incomplete)]
+
+
+def complete_rule(incomplete: str) -> list[str]:
+    """Return the codes of rules that begin as typed, for the shell."""
+    from mtpfix.rules.registry import registered
+
+    return [code for code in registered() if code.startswith(incomplete)]
+
+
 def show(text: str) -> None:
     """Write a piece of a result to standard output."""
     from mtpfix.report.output import print_text

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mtpfix.cli.app import WORST_FIRST, complain, defect_of, progress_bar, screen, writer
+from mtpfix.cli.app import (
+    WORST_FIRST,
+    complain,
+    complete_engine,
+    complete_rule,
+    defect_of,
+    progress_bar,
+    screen,
+    writer,
+)
 from mtpfix.errors import MtpfixError, UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +37,7 @@ Engines = Annotated[
         "-e",
         metavar="ENGINE",
         help="Releases to judge: vllm, vllm==0.19.*, 'vllm>=0.20,<0.24'. Repeatable; default: all that are known.",
+        autocompletion=complete_engine,
     ),
 ]
 Shape = Annotated[Form, typer.Option("--format", help="How the report is written.")]
@@ -42,9 +52,16 @@ Ranks = Annotated[
 ]
 Select = Annotated[
     list[str] | None,
-    typer.Option(metavar="RULE", help="Only these rules: code, its beginning, or name. Repeatable."),
+    typer.Option(
+        metavar="RULE",
+        help="Only these rules: code, its beginning, or name. Repeatable.",
+        autocompletion=complete_rule,
+    ),
 ]
-Ignored = Annotated[list[str] | None, typer.Option(metavar="RULE", help="Not these rules. Repeatable.")]
+Ignored = Annotated[
+    list[str] | None,
+    typer.Option(metavar="RULE", help="Not these rules. Repeatable.", autocompletion=complete_rule),
+]
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings: an mtpfix.toml or a pyproject.toml.")
 ]

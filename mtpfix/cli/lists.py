@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mtpfix.cli.app import FALLBACK_WIDTH, Json, Shape, Table, command, show
+from mtpfix.cli.app import FALLBACK_WIDTH, Json, Shape, Table, command, complete_rule, show
 from mtpfix.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def list_families(shape: Table = "text", as_json: Json = False) -> int:
 @command("explain", "What a rule means, or all rules.")
 def explain(
     rule: Annotated[
-        str | None, typer.Argument(metavar="[RULE]", help="A code or a name; without it, all rules.")
+        str | None,
+        typer.Argument(metavar="[RULE]", help="A code or a name; without it, all rules.", autocompletion=complete_rule),
     ] = None,
     shape: Table = "text",
     as_json: Json = False,

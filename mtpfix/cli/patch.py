@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mtpfix.cli.app import Debug, Json, Shape, command, show
+from mtpfix.cli.app import Debug, Json, Shape, command, complete_engine, show
 from mtpfix.errors import EXIT_FINDINGS, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def patch(
             metavar="ENGINE",
             help="Releases that must load it: vllm, vllm==0.24.0, 'vllm>=0.23'. Repeatable; without a version the "
             "newest that was run; default: that of every engine.",
+            autocompletion=complete_engine,
         ),
     ] = None,
     mtp: Annotated[
