@@ -233,13 +233,16 @@ def _releases(steps: Sequence[Mapping[str, Any]], columns: Sequence[EngineReport
         f'<output for="slider-{number}" aria-live="polite">{_text(_step_text(steps[newest], columns))}</output></p>'
     )
     yield f'<div class="scroll" tabindex="0" role="region" aria-labelledby="releases-{number}"><table class="releases">'
-    yield "<thead><tr><th></th>"
+    yield '<thead><tr><th rowspan="2"></th>'
+    for engine, own in groupby(steps, key=lambda step: step["engine"]):
+        yield f'<th scope="colgroup" colspan="{len(list(own))}"><span>{_text(engine)}</span></th>'
+    yield "</tr><tr>"
     for position, step in enumerate(steps):
         chosen = ' aria-current="true"' if position == newest else ""
         run = "run" if step["run"] else "read"
         yield (
             f'<th scope="col"><button type="button" data-step="{position}" class="{run}"{chosen}>'
-            f"{_text(step['engine'])} {_text(step['version'])}</button></th>"
+            f'<span class="hidden">{_text(step["engine"])} </span>{_text(step["version"])}</button></th>'
         )
     yield "</tr></thead><tbody>"
     for role, title in (("target", "main model"), ("draft", "MTP draft")):
@@ -266,12 +269,13 @@ def _step_text(step: Mapping[str, Any], columns: Sequence[EngineReport]) -> str:
 
 
 def _legend(sides: Sequence[Side]) -> str:
-    used = dict.fromkeys(
-        cell.stored
+    cells = [
+        cell
         for side in sides
         for cell in (*side.outside, *(cell for chart in side.charts for row in chart.layers for cell in row.cells))
         if cell is not None
-    )
+    ]
+    used = dict.fromkeys(cell.stored for cell in cells)
     keys = [
         f'<li><span class="key f-{form.value}">{LETTERS[form]}</span> {form.value}</li>'
         for form in FORMATS
@@ -281,6 +285,8 @@ def _legend(sides: Sequence[Side]) -> str:
         keys.append(f'<li><span class="key f-none">{NOT_STORED}</span> not stored</li>')
     keys.append('<li><span class="key crash">!</span> the engine raises here</li>')
     keys.append('<li><span class="key silent">~</span> silently wrong here</li>')
+    if any(cell.clashes for cell in cells):
+        keys.append('<li><span class="key disagrees"></span> wrong in some release</li>')
     return (
         f'<h2>Map</h2><ul class="legend">{"".join(keys)}</ul>'
         '<p class="hint">One row per layer, one column per projection: what is stored, and what the chosen '
@@ -290,9 +296,10 @@ def _legend(sides: Sequence[Side]) -> str:
 
 
 def _side(side: Side, initial: int | None, cells: list[Cell]) -> Iterable[str]:
-    count = sum(len(chart.layers) for chart in side.charts)
-    opened = " open" if side.role == "draft" or count <= 120 else ""
-    title = f"{ROLES[side.role]}: {plural(count, 'layer')}"
+    sizes = [len(chart.layers) for chart in side.charts]
+    opened = " open" if side.role == "draft" or sum(sizes) <= 120 else ""
+    said = " + ".join(f"{size:,}" for size in sizes) or "0"
+    title = f"{ROLES[side.role]}: {said} {'layer' if sum(sizes) == 1 else 'layers'}"
     yield f'<details class="side"{opened}><summary><h3>{title}</h3></summary>'
     for chart in side.charts:
         yield from _chart(chart, initial, cells)

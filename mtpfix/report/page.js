@@ -74,8 +74,11 @@ function enliven(report, data) {
     report.querySelector(".slider output").textContent = text;
     slider.setAttribute("aria-valuetext", text);
     for (const button of report.querySelectorAll("button[data-step]")) {
-      if (button.dataset.step === slider.value) button.setAttribute("aria-current", "true");
-      else button.removeAttribute("aria-current");
+      if (button.dataset.step === slider.value) {
+        button.setAttribute("aria-current", "true");
+        const strip = button.closest(".scroll");
+        strip.scrollLeft += button.getBoundingClientRect().left - strip.getBoundingClientRect().left - strip.clientWidth / 2;
+      } else button.removeAttribute("aria-current");
     }
     for (const cell of cells) {
       const now = state(cell, step.column);
