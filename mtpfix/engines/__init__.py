@@ -20,6 +20,9 @@ from mtpfix.model import Confidence
 
 PACKAGE = __name__
 
+NOT_PREDICTED = dict.fromkeys(("tensorrt-llm", "tensorrt_llm", "trtllm", "trt-llm"), "TensorRT-LLM")
+"""Engines that people ask for and no file speaks of: the source of their releases could not be obtained."""
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -48,6 +51,11 @@ class Engine:
 @lru_cache(maxsize=16)
 def load(name: str) -> Engine:
     """Load one engine by its name; raises UsageError for an unknown one."""
+    if name in NOT_PREDICTED:
+        raise UsageError(
+            f"{NOT_PREDICTED[name]} is not predicted: none of its releases could be read or run",
+            f"docs/tensorrt-llm.md says what is known of it; predicted are {', '.join(names())}",
+        )
     if name not in names():
         raise UsageError(f"unknown engine {name!r}", f"known engines: {', '.join(names())}")
     table = read_table(PACKAGE, f"{name}.toml")

@@ -34,8 +34,9 @@ def ask(
     timeout: float = 3600.0,
     hollow: int | None = None,
     ranks: int = 1,
+    source: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield what a module of the probe wrote of each checkpoint; `hollow` and `ranks` as its options of those names."""
+    """Yield what a module of the probe wrote of each checkpoint; `hollow`, `ranks`, `source` as its options so named."""
     with tempfile.TemporaryDirectory(prefix="mtpfix-") as place:
         stages = []
         for number, checkpoint in enumerate(checkpoints):
@@ -47,6 +48,7 @@ def ask(
         arguments += [f"--runner={runner}"] if runner else []
         arguments += [f"--hollow={hollow}"] if hollow is not None else []
         arguments += [f"--ranks={ranks}"] if ranks > 1 else []
+        arguments += [f"--source={source.resolve()}"] if source is not None else []
         outcome = run(python, module, arguments, timeout=timeout)
     _refuse_broken(outcome, str(python))
     found = {line["checkpoint"]: line for line in outcome.answers if "started" not in line}

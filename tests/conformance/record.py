@@ -11,7 +11,6 @@ import argparse
 import copy
 import json
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -68,15 +67,8 @@ def ask(release: str, checkpoints: Sequence[Path], runner: str | None = None, *,
     python = sglang_interpreter(version) if engine == "sglang" else interpreter(version)
     if python is None:
         raise SystemExit(f"there is no environment for {release}; set {VARIABLE}, or make one")
-    if engine != "sglang":
-        yield from probe.ask(python, probe_of(load(engine)), checkpoints, runner=runner, ranks=ranks)
-        return
-    command = [str(python), str(HERE / "sglang_oracle.py"), "--source", str(unpacked(version)), *map(str, checkpoints)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        for line in process.stdout or ():
-            yield json.loads(line)
-    if process.returncode:
-        raise SystemExit(f"the oracle of {release} ended with {process.returncode}")
+    source = unpacked(version) if engine == "sglang" else None
+    yield from probe.ask(python, probe_of(load(engine)), checkpoints, runner=runner, ranks=ranks, source=source)
 
 
 def collapse(names: Iterable[str]) -> list[str]:

@@ -97,3 +97,10 @@ def test_a_text_for_releases_says_no_more_than_they_are() -> None:
     assert range_text(VLLM, [known[2], known[4]]) == f"vllm {known[2]}, {known[4]}"
     assert range_text(VLLM, [*known[:2], known[4], *known[-2:]]) == f"vllm <={known[1]}, {known[4]}, >={known[-2]}"
     assert range_text(VLLM, []) == "vllm"
+
+
+@pytest.mark.parametrize("text", ["tensorrt-llm", "tensorrt_llm==1.2.0", "trtllm"])
+def test_an_engine_that_could_not_be_read_is_refused_by_its_name(text: str) -> None:
+    with pytest.raises(UsageError, match="TensorRT-LLM is not predicted") as raised:
+        resolve_requests([text])
+    assert "predicted are sglang, vllm" in raised.value.hint

@@ -18,7 +18,7 @@ if module == "detect":
 out = arguments[arguments.index("--out") + 1]
 stage = next(one for one in arguments if one.startswith("/") and one != out)
 with open({seen!r}, "w") as file:
-    json.dump({{"arguments": arguments, "cwd": os.listdir("."), "files": sorted(os.listdir(stage)),
+    json.dump({{"module": module, "arguments": arguments, "cwd": os.listdir("."), "files": sorted(os.listdir(stage)),
                "config": json.load(open(stage + "/config.json"))}}, file)
 print("garbage" * 1000, flush=True)
 os.write(1, b"\\xff\\x00 not JSON\\n")

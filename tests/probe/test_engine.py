@@ -1,4 +1,8 @@
-"""The newest verified release, installed, asked by `mtpfix verify`: tiny checkpoints, and a sparse one of 424 GB."""
+"""Releases asked by `mtpfix verify`: tiny checkpoints, and a sparse one of 424 GB.
+
+The newest verified release of vLLM, installed; and the newest known of SGLang, an unpacked wheel that borrows vLLM's
+environment.
+"""
 
 from __future__ import annotations
 
@@ -66,3 +70,43 @@ def test_a_checkpoint_of_424_gigabytes_stays_within_2_of_memory(python: Path, tm
     assert full.draft.error == tiny.draft.error == "KeyError"
     assert full.draft.tensor == "model.layers.61.eh_proj.input_scale"
     assert 0 < full.memory < 2_000_000_000
+
+
+@pytest.fixture(scope="module")
+def sglang() -> tuple[Path, str, Path]:
+    """Return a Python that can run SGLang's newest release, that release, and the folder it was unpacked into."""
+    release = load("sglang").releases[-1]
+    found = environment.sglang_interpreter(release)
+    if found is None:
+        pytest.skip(f"no environment for sglang {release}: set {environment.VARIABLE}")
+    return found, release, environment.unpacked(release)
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "target", "draft", "tensor"),
+    [
+        ("qwen3_5_moe", "excluded-glob", "loads", "loads", None),
+        ("deepseek_v3", "packed-glue", "loads", "fails", "model.layers.2.eh_proj.weight"),
+        ("glm4_moe", "missing", "loads", "silent", None),
+    ],
+)
+def test_sglang_is_asked_without_a_gpu(
+    family: str,
+    variant: str,
+    target: str,
+    draft: str,
+    tensor: str | None,
+    sglang: tuple[Path, str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    python, release, source = sglang
+    monkeypatch.setenv("PYTHONPATH", str(source))
+    build(tmp_path / variant, family, variant)
+    found = verify(tmp_path / variant, engine_python=python, engine="sglang")
+    assert (found.version, found.exact) == (release, True)
+    assert found.target is not None
+    assert found.draft is not None
+    assert (found.target.verdict, found.draft.verdict, found.draft.tensor) == (target, draft, tensor)
+    assert found.differences == ()
+    assert any("Blackwell" in what for what in found.replaced)

@@ -37,9 +37,43 @@ def test_the_probe_shows_its_neighbours_to_nobody(tmp_path: Path) -> None:
     assert "watch" not in out.read_text()
 
 
+ABSENT = """
+import importlib, sys
+sys.path.insert(0, sys.argv[1])
+from mtpfix.probe.inside.absent import stand_in, stand_in_with_kinds
+from mtpfix.probe.inside.patches import PATCHES
+stand_in(("json", "a_package_that_is_not_there", "broken_package"))
+stand_in_with_kinds("kinds_of_nothing", "Kind", ("F32", "F16"))
+from a_package_that_is_not_there.deep.down import something, Base
+from broken_package import kernel
+from kinds_of_nothing import Kind
+import json
+class Mine(Base): pass
+@something
+def untouched(): return 7
+assert untouched() == 7 and list(something) == [] and something.a[0](1, b=2) is not None
+assert Kind.F16 == 1 and json.loads("3") == 3 and not hasattr(something, "__wrapped__")
+assert "broken_package.part" not in sys.modules
+print(*sorted(line.partition(":")[0] for line in PATCHES))
+"""
+
+
+def test_packages_that_are_missing_or_broken_stand_for_anything_and_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "broken_package").mkdir()
+    (tmp_path / "broken_package" / "part.py").write_text("")
+    (tmp_path / "broken_package" / "__init__.py").write_text(
+        "from . import part\nraise OSError('libcuda.so.1: cannot open shared object file')"
+    )
+    command = [sys.executable, "-c", ABSENT, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["a_package_that_is_not_there", "broken_package", "kinds_of_nothing"]
+
+
 torch = pytest.importorskip("torch")
 from mtpfix.probe.inside.coverage import covers  # noqa: E402
 from mtpfix.probe.inside.hollow import Arena  # noqa: E402
+from mtpfix.probe.inside.sglang_leaves import one_thread  # noqa: E402
+from mtpfix.probe.inside.sglang_load import joined  # noqa: E402
 from mtpfix.probe.inside.watch import Watch, watch_writes  # noqa: E402
 
 
@@ -153,3 +187,39 @@ def test_small_results_of_large_tensors_are_computed() -> None:
         small = torch.full((4,), 3.0)
         assert float(small.sum()) == 12.0
         assert torch.cat([torch.zeros(1 << 20), torch.zeros(1 << 20)]).shape == (1 << 21,)
+
+
+def test_a_pool_of_threads_works_in_the_calling_one_and_remembers_the_tensor_that_failed() -> None:
+    import concurrent.futures
+    import threading
+
+    watch, seen = Watch(), []
+    real = concurrent.futures.ThreadPoolExecutor
+
+    def copy(number: int) -> int:
+        seen.append(threading.current_thread() is threading.main_thread())
+        if number == 2:
+            raise KeyError("third")
+        return number
+
+    with one_thread(watch), concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+        weights = watch.tap([(str(number), number) for number in range(3)])
+        futures = [pool.submit(copy, number) for _, number in weights]
+        watch.tensor = "another"
+        done = [future.exception() or future.result() for future in concurrent.futures.as_completed(futures)]
+    assert concurrent.futures.ThreadPoolExecutor is real
+    assert seen == [True, True, True]
+    assert done[:2] == [0, 1]
+    assert isinstance(done[2], KeyError)
+    assert done[2].while_loading == "2"  # type: ignore[attr-defined]
+
+
+def test_drafts_that_are_loaded_one_by_one_are_told_as_one() -> None:
+    def draft(verdict: str, unwritten: list[str], untaken: list[str]) -> dict[str, Any]:
+        return {"verdict": verdict, "unwritten": unwritten, "partial": [], "misread": {}, "untaken": untaken}
+
+    first, second = draft("loads", [], ["a", "b"]), draft("silent", ["x"], ["b", "c"])
+    found = joined([first, second])
+    assert (found["verdict"], found["unwritten"], found["untaken"]) == ("silent", ["x"], ["b"])
+    assert joined([first, draft("fails", [], [])])["verdict"] == "fails"
+    assert joined([first]) is first

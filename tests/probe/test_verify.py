@@ -280,6 +280,15 @@ def test_several_engines_ask_for_a_choice(checkpoint: Path, tmp_path: Path) -> N
         verify(checkpoint, engine_python=python, engine="other")
 
 
+def test_each_engine_is_asked_by_its_own_module(checkpoint: Path, tmp_path: Path) -> None:
+    for engine, version, module in (("vllm", "0.32.0", "vllm_load"), ("sglang", "0.5.23", "sglang_load")):
+        detect = {"python": "3.11.7", "engines": {engine: {"version": version}}}
+        line = {**answer(), "vllm": None, engine: version, "runner": ""}
+        found = verify(checkpoint, engine_python=make(tmp_path, detect=detect, lines=[line]))
+        assert json.loads((tmp_path / "seen.json").read_text())["module"] == module
+        assert (found.engine, found.version, found.exact) == (engine, version, True)
+
+
 def test_a_probe_that_takes_too_long_is_stopped_with_all_it_started(checkpoint: Path, tmp_path: Path) -> None:
     note = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))"
     code = f"import subprocess; child = subprocess.Popen(['sleep', '60']); {note}; time.sleep(60)"

@@ -13,6 +13,7 @@ One number is kept: the NaN with which engines mark what was never loaded, becau
 
 from __future__ import annotations
 
+import gc
 import mmap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -178,6 +179,7 @@ class Arena:
 
 def reserve() -> mmap.mmap:
     """Return a part of the address space for which no memory is set aside."""
+    gc.collect()  # what an earlier one left behind may still hold its place
     for terabytes in RESERVED_TERABYTES:
         try:
             space = mmap.mmap(-1, terabytes << 40, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)

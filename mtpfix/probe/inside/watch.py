@@ -11,6 +11,7 @@ engine: knows torch alone.
 from __future__ import annotations
 
 import re
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -37,7 +38,7 @@ def kind_of(dtype: Any) -> str:
 def ignores_inputs(module: Any) -> bool:
     """Return whether a layer multiplies packed weights with 16-bit inputs, and so drops any scale of theirs."""
     method = getattr(module, "quant_method", None)
-    sixteen = "W4A16" in type(method).__name__ or getattr(method, "use_a16", False)
+    sixteen = "A16" in type(method).__name__ or getattr(method, "use_a16", False)
     return bool(sixteen) or getattr(getattr(method, "spec", None), "activation", True) is None
 
 
@@ -218,7 +219,7 @@ def attempt(action: Callable[[], object]) -> Exception | None:
 
 def explain(error: BaseException) -> dict[str, Any]:
     """Return class, text and innermost frames of an exception."""
-    places = sorted({*sysconfig.get_paths().values()}, key=len, reverse=True)
+    places = sorted({*sysconfig.get_paths().values(), *filter(None, sys.path)}, key=len, reverse=True)
 
     def relative(path: str) -> str:
         path = path.partition("site-packages/")[2] or path
