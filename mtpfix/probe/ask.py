@@ -36,7 +36,7 @@ def ask(
     ranks: int = 1,
     source: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield what a module of the probe wrote of each checkpoint; `hollow`, `ranks`, `source` as its options so named."""
+    """Yield what a module of the probe wrote of each checkpoint; `hollow`, `ranks`, `source` as its options."""
     with tempfile.TemporaryDirectory(prefix="mtpfix-") as place:
         stages = []
         for number, checkpoint in enumerate(checkpoints):
