@@ -193,8 +193,8 @@ def screen(color: Literal["auto", "always", "never"], output: Path | None) -> tu
 
 
 @contextmanager
-def progress_bar(*, wanted: bool) -> Iterator[Progress | None]:
-    """Show a bar on standard error while files are read, where that is a terminal and it takes long enough to see."""
+def progress_bar(*, wanted: bool, doing: str = "reading headers") -> Iterator[Progress | None]:
+    """Show a bar on standard error while files are read or written, where that is a terminal and it takes a while."""
     plain = os.environ.get("TERM") == "dumb" or os.environ.get("AI_AGENT")
     if not wanted or plain or not sys.stderr.isatty():
         yield None
@@ -203,7 +203,7 @@ def progress_bar(*, wanted: bool) -> Iterator[Progress | None]:
     from rich.progress import Progress as Bar
 
     bar = Bar(console=Console(stderr=True, force_terminal=True), transient=True)
-    task = bar.add_task("reading headers", total=None)
+    task = bar.add_task(doing, total=None)
     begun = time.monotonic()
 
     def tell(done: int, total: int) -> None:

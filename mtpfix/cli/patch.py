@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mtpfix.cli.app import Debug, Json, Shape, command, complete_engine, show
+from mtpfix.cli.app import Debug, Json, Shape, command, complete_engine, progress_bar, screen, show
 from mtpfix.errors import EXIT_FINDINGS, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -98,11 +98,12 @@ def patch(
     if not machine:
         from mtpfix.report.plans import diff_text, plan_text
 
-        show(plan_text(plan))
+        show(plan_text(plan, screen("never", None)[0]))
         if diff:
             show(diff_text(prepared))
     if plan.complete and plan.operations and not dry_run and plan_file is None:
-        written = carry_out(prepared, out, in_place=in_place, overlay=overlay, link=Link(link))
+        with progress_bar(wanted=not machine, doing="writing") as progress:
+            written = carry_out(prepared, out, in_place=in_place, overlay=overlay, link=Link(link), progress=progress)
     if machine:
         from mtpfix.report.plans import render
 

@@ -70,8 +70,11 @@ def json_files(operations: Sequence[Operation]) -> list[str]:
     return list(dict.fromkeys(files))
 
 
-def shards_rewritten(before: Checkpoint, after: Checkpoint, operations: Sequence[Operation]) -> list[str]:
-    """Return the shards that come out with other tensors, new ones included, in the order of their names."""
+def shards_rewritten(before: Checkpoint, after: Checkpoint, operations: Sequence[Operation]) -> dict[str, int]:
+    """Return the shards that come out with other tensors, new ones included, and the bytes written for each."""
     gone = {tensor.shard for tensor in new_tensors(after, before)}
     made = {tensor.shard for tensor in (*new_tensors(before, after), *rescaled(before, operations))}
-    return sorted(gone | made)
+    left: dict[str, list[Tensor]] = {}
+    for tensor in after.tensors:
+        left.setdefault(tensor.shard, []).append(tensor)
+    return {name: tensor_bytes(left[name]) for name in sorted(gone | made) if name in left}

@@ -17,7 +17,7 @@ from mtpfix.fix.check import checker
 from mtpfix.fix.graft import files_read
 from mtpfix.fix.judge import is_complete
 from mtpfix.fix.perform import changes_of
-from mtpfix.fix.plan import Plan, default_engines, make_plan, requests_for
+from mtpfix.fix.plan import Plan, default_engines, make_plan, plan_of, requests_for
 from mtpfix.fix.planfile import check_source, read_plan
 from mtpfix.fix.repairs import Wishes
 from mtpfix.fix.snapshot import take_snapshot
@@ -100,7 +100,7 @@ def prepared_from(path: Path, ref: str) -> Prepared:
             found = take_snapshot(Path(folder), list(known))
             check_source(known, found)
             reads.append(found)
-    return Prepared(plan, context, snapshot, tuple(reads))
+    return Prepared(plan_of(context, ref, plan.steps), context, snapshot, tuple(reads))
 
 
 def carry_out(

@@ -7,7 +7,8 @@ is imported only where an operation computes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
@@ -233,30 +234,21 @@ def _add_scale(operation: AddScale, holding: Holding) -> None:
 
 
 def _share_scale(operation: ShareScale, holding: Holding) -> None:
-    from mtpfix.fix.tensors import rescaled, scalar, shared_global
+    from mtpfix.fix.tensors import rescaled, shared_global
 
     members = [list(_experts(holding, module)) for module in operation.modules]
     for row in zip(*members, strict=True):
-        globals_ = [_global(parts) for _, parts, _ in row]
+        globals_ = tuple(_global(parts) for _, parts, _ in row)
         shared = ", ".join(held.name for held in globals_)
         for (_, parts, _), own in zip(row, globals_, strict=True):
             scale = parts["weight_scale"]
             recipe = f"{scale.name} and {own.name} under the largest of {shared}"
-            blocks = NewTensor(scale.name, scale.dtype, scale.shape, recipe, _rescaling(rescaled, scale, own, globals_))
+            blocks = NewTensor(scale.name, scale.dtype, scale.shape, recipe, partial(rescaled, scale, own, globals_))
             inverted = own.name.endswith("weight_global_scale")
-
-            def value(inverted: bool = inverted, row: Sequence[Held] = globals_) -> float:
-                return 1 / shared_global(row) if inverted else shared_global(row)
-
-            single = NewTensor(own.name, own.dtype, own.shape, recipe, scalar(value))
+            value = partial(shared_global, globals_, reciprocal=inverted)
+            single = NewTensor(own.name, own.dtype, own.shape, recipe, value)
             _replace(holding, (), scale.shard, [blocks])
             _replace(holding, (), own.shard, [single])
-
-
-def _rescaling(
-    rescaled: Callable[[Held, Held, Sequence[Held]], Iterator[bytes]], scale: Held, own: Held, shared: Sequence[Held]
-) -> Callable[[], Iterator[bytes]]:
-    return lambda: rescaled(scale, own, shared)
 
 
 def _global(parts: dict[str, Held]) -> Held:

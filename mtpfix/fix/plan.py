@@ -14,7 +14,7 @@ from mtpfix.checkpoint.names import describe_names
 from mtpfix.engines import Engine, Request, load, names, resolve_requests
 from mtpfix.errors import UsageError
 from mtpfix.fix import repairs
-from mtpfix.fix.cost import bytes_written
+from mtpfix.fix.cost import bytes_written, shards_rewritten
 from mtpfix.fix.entries import find_entries, without_branch_entries
 from mtpfix.fix.graft import graft
 from mtpfix.fix.operations import AddEntry, Operation
@@ -27,8 +27,8 @@ LONGEST = 24
 """Steps a plan has at most: more would mean that repairs undo each other."""
 MOST_PRUNED = 64
 """Entries that are each tried without; a longer list is left as it was found."""
-FILES: tuple[Way, ...] = (repairs.reindex, repairs.drop_nested, repairs.synchronise)
-"""Ways that put files in order, once the releases asked for load."""
+FILES: tuple[Way, ...] = (repairs.reindex, repairs.drop_nested, repairs.synchronise, repairs.share_scales)
+"""Ways that put in order what no release refuses to load, once the releases asked for load."""
 TENSOR_WAYS: tuple[Way, ...] = (repairs.dequantize, repairs.quantize)
 """Ways that write tensors, told as alternatives to one that writes none."""
 
@@ -50,7 +50,8 @@ class Plan:
 
     `releases` are those asked for (`vllm 0.32.0`); `unpredicted` those of them about which nothing is known, with the
     reason. `withheld` are repairs that would help and are not safe; `alternatives` are dearer ones for what the steps
-    do. `disagreement` says in a sentence where two releases want different things, `apart` are then the plans for each.
+    do. `rewritten` are the shards that come out anew, with their bytes. `disagreement` says in a sentence where two
+    releases want different things, `apart` are then the plans for each.
     """
 
     ref: str
@@ -61,6 +62,7 @@ class Plan:
     withheld: tuple[Repair, ...] = ()
     alternatives: tuple[Repair, ...] = ()
     notes: tuple[str, ...] = ()
+    rewritten: tuple[tuple[str, int], ...] = ()
     disagreement: str = ""
     apart: tuple[Plan, ...] = ()
 
@@ -196,6 +198,28 @@ def make_plan(context: Context, wishes: Wishes, ways: Sequence[Way] = WAYS) -> P
     return _taken_apart(found, context, wishes, ways) if found.open else found
 
 
+def plan_of(context: Context, ref: str, steps: Sequence[Repair]) -> Plan:
+    """Return the plan that consists of these steps, whatever they lead to, for the releases of a context.
+
+    Raises FormatError where a step does not apply.
+    """
+    trial = Trial(context, tuple(operation for step in steps for operation in step.operations))
+    before, after = context.checkpoint, trial.context.checkpoint
+    unknown = [
+        (one, one.model("target").reason or one.model("draft").reason)
+        for one in context.releases
+        if Verdict.UNKNOWN in (one.model("target").verdict, one.model("draft").verdict)
+    ]
+    return Plan(
+        ref=ref,
+        releases=tuple(map(name_of, context.releases)),
+        steps=tuple(steps),
+        open=tuple(_open(trial)),
+        unpredicted=tuple(f"{name_of(one)}: {reason}" for one, reason in unknown),
+        rewritten=tuple(shards_rewritten(before, after, trial.operations).items()) if steps else (),
+    )
+
+
 def _planned(context: Context, wishes: Wishes, ways: Sequence[Way]) -> Plan:
     origin = Trial(context)
     search = _Search(origin, wishes, Trial(Context(context.subject, verified_requests(), context.scalars)))
@@ -205,25 +229,33 @@ def _planned(context: Context, wishes: Wishes, ways: Sequence[Way]) -> Plan:
     _mend(search, ways)
     _tidy(search)
     _prune(search)
-    left = _open(search.trial)
-    releases = context.releases
-    unknown = [one for one in releases if Verdict.UNKNOWN in (one.model("target").verdict, one.model("draft").verdict)]
+    plan = plan_of(context, context.checkpoint.ref, search.steps)
     used = {step.title for step in search.steps}
-    return Plan(
-        ref=context.checkpoint.ref,
-        releases=tuple(name_of(release) for release in releases),
-        steps=tuple(search.steps),
-        open=tuple(left),
-        unpredicted=tuple(
-            f"{name_of(one)}: {one.model('target').reason or one.model('draft').reason}" for one in unknown
-        ),
-        withheld=tuple(search.withheld.values()) if left else (),
+    return replace(
+        plan,
+        withheld=tuple(search.withheld.values()) if plan.open else (),
         alternatives=tuple(one for title, one in search.alternatives.items() if title not in used),
         notes=(
             *notes,
             *(f"Not taken, as {where} would no longer load: {title}." for title, where in search.harm.items()),
+            *_wanting(search),
         ),
     )
+
+
+def _wanting(search: _Search) -> Iterator[str]:
+    """Say what a person could give along that would bring a plan further."""
+    trial, wishes = search.trial, search.wishes
+    if not trial.bad:
+        return
+    if wishes.graft is None and trial.occurrences(["layer-absent", "weight-missing"]):
+        yield "The base model may have what is missing here: give its folder with --graft."
+    if wishes.input_scale is None:
+        given = replace(wishes, input_scale=1.0)
+        for way in (repairs.add_input_scales, repairs.declare_inputs, repairs.quantize):
+            if any(trial.plus(one.operations).gain(trial) for one in way(trial, given)):
+                yield "No scale of inputs is known from which others could be derived: give one with --input-scale."
+                return
 
 
 def _mend(search: _Search, ways: Sequence[Way]) -> None:

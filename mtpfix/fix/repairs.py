@@ -37,15 +37,19 @@ from mtpfix.fix.operations import (
     Reindex,
     RemoveEntry,
     RemoveKey,
+    ShareScale,
     set_value,
 )
 from mtpfix.fix.preview import INDEXED_FAULTS, scale_names
 from mtpfix.fix.trial import Trial, modules_of
 from mtpfix.model import EXPERT, Declaration, Dialect, Fault, Format, Stored
+from mtpfix.rules.scales import differing_groups
 
 MISBUILT = ("quantized-into-plain", "other-format", "scale-missing", "scale-shape", "scale-partly-written")
 """Events of modules that are stored quantized, and that plain weights would not have."""
 NVFP4 = (Format.NVFP4, Format.NVFP4_A16)
+DERIVED = "the largest of the same projection in other layers, doubled"
+"""Where an input scale is from that nobody gave."""
 Branch = Literal["auto", "keep", "bf16", "nvfp4"]
 
 
@@ -164,6 +168,16 @@ def synchronise(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
             yield made(trial, after, title, safe=not trial.bad)  # a list that loads is the right one
 
 
+def share_scales(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Give packed modules that an engine fuses into one layer one global scale, where theirs differ."""
+    del wishes
+    operations = [ShareScale(tuple(sorted(group))) for group in differing_groups(trial.context)]
+    if operations:
+        names = [name for one in operations for name in one.modules]
+        title = f"share one global scale within each fused layer of {describe_names(names)}"
+        yield made(trial, trial.plus(operations), title, safe=True)
+
+
 # ---------------------------------------------------------------------------------------------------------- lists
 
 
@@ -265,7 +279,7 @@ def add_input_scales(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     operations = list(_input_scales(trial, _without_input_scale(trial), wishes))
     if operations:
         given = wishes.input_scale is not None
-        how = f"{wishes.input_scale:g}" if given else "the largest of the same projection in other layers, doubled"
+        how = f"{wishes.input_scale:g}, as given" if given else DERIVED
         title = f"write the missing input scales of {describe_names(one.module for one in operations)}: {how}"
         yield made(trial, trial.plus(operations), title, safe=not given)
 
@@ -330,7 +344,7 @@ def dequantized(trial: Trial, modules: Sequence[str], wishes: Wishes, title: str
         role == "target" and not built.format.plain and not set(modules).isdisjoint(built.modules)
         for _, role, built in trial.built()
     )  # a head that the main model builds quantized is not made plain lightly for the draft alone
-    yield made(trial, after, title or "dequantize these tensors to BF16", safe=not elsewhere)
+    yield made(trial, after, title or f"dequantize {describe_names(wanted)} to BF16", safe=not elsewhere)
 
 
 def restorable(stored: Stored) -> bool:
@@ -361,7 +375,7 @@ def quantized(trial: Trial, modules: Sequence[str], wishes: Wishes) -> Iterator[
     wanted = {name for name in with_fused(trial, modules) if packable(stored.get(name))}
     if wishes.mtp in ("keep", "bf16"):
         wanted = {name for name in wanted if not trial.context.subject.in_branch(name)}
-    operations = []
+    operations: list[Quantize] = []
     for group in fused_parts(trial, wanted):
         dialect, inputs = _built_as(trial, group)
         value: float | None = None
@@ -372,7 +386,25 @@ def quantized(trial: Trial, modules: Sequence[str], wishes: Wishes) -> Iterator[
             value = max(one for one in values if one is not None)
         operations.append(Quantize(group, dialect, value))
     if operations:
-        yield made(trial, trial.plus(operations), "quantize the tensors to NVFP4", safe=False)
+        packed = {name for name, item in stored.items() if item.format in NVFP4}
+        mixed = [
+            ShareScale(group)
+            for group in fused_parts(trial, packed | wanted)
+            if not wanted.issuperset(group) and not packed.issuperset(group)
+        ]
+        title = f"quantize {describe_names(wanted)} to NVFP4, {_inputs_text(operations, wishes)}"
+        yield made(trial, trial.plus([*operations, *mixed]), title, safe=False)
+
+
+def _inputs_text(operations: Iterable[Quantize], wishes: Wishes) -> str:
+    """Say in words which scales the inputs get, and where those are from."""
+    values = sorted({one.input_scale for one in operations if one.input_scale is not None})
+    if not values:
+        return "inputs in 16 bits"
+    if wishes.input_scale is not None:
+        return f"input scales {wishes.input_scale:g} as given"
+    numbers = f"{values[0]:.3g}" if len(values) == 1 else f"{values[0]:.3g} to {values[-1]:.3g}"
+    return f"input scales {numbers}: {DERIVED}"
 
 
 def packable(stored: Stored | None) -> bool:

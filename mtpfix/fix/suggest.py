@@ -60,8 +60,14 @@ def _tried(trial: Trial, way: Way) -> Iterator[Fix]:
             yield fix_of(repair)
 
 
-FILES: tuple[Way, ...] = (repairs.reindex, repairs.drop_nested, repairs.synchronise, repairs.drop_copies)
-"""Ways that mend files, whether or not any judged release minds."""
+FILES: tuple[Way, ...] = (
+    repairs.reindex,
+    repairs.drop_nested,
+    repairs.synchronise,
+    repairs.drop_copies,
+    repairs.share_scales,
+)
+"""Ways that mend files, whether or not any judged release refuses them."""
 
 
 def fix_of(repair: Repair) -> Fix:
@@ -205,23 +211,17 @@ def _glue_bytes(context: Context) -> int:
     return 4 * hidden * hidden if isinstance(hidden, int) else 0
 
 
-def _share_scale(_: Context, found: Finding) -> Iterator[Fix]:
-    size = found.count * 4
-    operation = (Operation("share-scale", "", found.module),)
-    yield Fix("share one global scale within each group", safe=False, operations=operation, bytes_written=size)
-
-
 _REPAIRS: dict[str, Callable[[Context, Finding], Iterator[Fix]]] = {
     "MTP101": _graft,
     "MTP104": _graft_modules,
     "MTP203": _dequantize,
-    "MTP303": _share_scale,
 }
 _WAYS: dict[str, tuple[Way, ...]] = {
     "MTP103": (repairs.extend_arrays,),
     "MTP205": (repairs.allow_packed, repairs.restate_mixed),
     "MTP206": (repairs.drop_unknown,),
     "MTP301": (repairs.weight_only, repairs.add_input_scales),
+    "MTP303": (repairs.share_scales,),
     "MTP401": (repairs.synchronise,),
     "MTP402": (repairs.drop_nested,),
     "MTP506": (repairs.drop_copies,),

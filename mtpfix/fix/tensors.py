@@ -7,7 +7,7 @@ engines. Computes in float32 and rounds once, at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -180,31 +180,29 @@ def _shared_scales(weights: tuple[Held, ...]) -> tuple[float, ...]:
 # ---------------------------------------------------------------------------------------------------- shared scale
 
 
-def shared_global(parts: Sequence[Held]) -> float:
-    """Return the global scale for fused modules: the largest of theirs, given as ModelOpt's or as reciprocals."""
-    return max(_global(held) for held in parts)
-
-
-def _global(held: Held) -> float:
-    value = float(loaded(held).float().flatten()[0])
-    return 1 / value if held.name.endswith("weight_global_scale") else value
+def shared_global(parts: Sequence[Held], *, reciprocal: bool) -> Iterator[bytes]:
+    """Yield the global scale for fused modules, one for each stacked expert: the largest of theirs."""
+    shared = _shared(parts)
+    yield raw((1 / shared if reciprocal else shared).float())
 
 
 def rescaled(block_scale: Held, own: Held, shared: Sequence[Held]) -> Iterator[bytes]:
     """Yield block scales as they are under the shared global scale, each rounded to the nearest that E4M3 has."""
-    factor = _global(own) / shared_global(shared)
-    scales = (loaded(block_scale).float() * factor).clamp(max=E4M3_MAX)
+    factor = (_globals(own) / _shared(shared)).float()
+    scales = loaded(block_scale).float()
+    scales = (scales * factor.reshape(-1, *[1] * (scales.ndim - 1))).clamp(max=E4M3_MAX)
     floor = torch.where(scales > 0, scales.clamp(min=E4M3_MIN), scales)
     yield raw(floor.to(torch.float8_e4m3fn))
 
 
-def scalar(value: Callable[[], float], count: int = 1) -> Callable[[], Iterator[bytes]]:
-    """Return what yields one float32 number, `count` times."""
+def _shared(parts: Sequence[Held]) -> Tensor:
+    return torch.stack([_globals(held) for held in parts]).amax(0)
 
-    def read() -> Iterator[bytes]:
-        yield raw(torch.full((count,), value(), dtype=torch.float32))
 
-    return read
+def _globals(held: Held) -> Tensor:
+    """Return global scales in ModelOpt's sense, in one dimension."""
+    values = loaded(held).double().flatten()
+    return 1 / values if held.name.endswith("weight_global_scale") else values
 
 
 def reciprocal_of(dialect: Dialect) -> bool:

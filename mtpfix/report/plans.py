@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import unified_diff
@@ -11,6 +12,7 @@ from typing import Any
 from mtpfix import __version__
 from mtpfix.checkpoint.names import describe_names
 from mtpfix.checkpoint.ref import shown
+from mtpfix.engines import load, names, range_text
 from mtpfix.fix.changes import Written
 from mtpfix.fix.operations import ON_JSON, described
 from mtpfix.fix.patching import Prepared
@@ -19,13 +21,23 @@ from mtpfix.fix.plan import Open, Plan
 from mtpfix.fix.repairs import Repair
 from mtpfix.report.summary import size_text
 
+NARROWEST, WIDEST_PROSE = 40, 120
+"""Columns that lines are wrapped to at least and at most."""
 MOST_OPEN = 8
-MOST_NAMES = 12
+MOST_SHARDS = 4
 
 
-def plan_text(plan: Plan) -> str:
-    """Return a plan as a person reads it."""
-    return "\n".join(_plan_lines(plan)) + "\n"
+def plan_text(plan: Plan, width: int = WIDEST_PROSE) -> str:
+    """Return a plan as a person reads it, in lines of at most `width` columns where their words allow that."""
+    return "".join(f"{_wrapped(line, min(width, WIDEST_PROSE))}\n" for line in _plan_lines(plan))
+
+
+def _wrapped(line: str, width: int) -> str:
+    """Return a line broken between words, the later pieces indented a little more than the first."""
+    indent = " " * (len(line) - len(line.lstrip(" ")) + 4)
+    return textwrap.fill(
+        line, max(width, NARROWEST), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _plan_lines(plan: Plan) -> Iterator[str]:
@@ -35,9 +47,11 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     elif plan.complete:
         yield f"{shown(plan.ref)}: loads completely in {releases} after {_count(len(plan.steps), 'step')}"
     else:
-        yield f"{shown(plan.ref)}: no repair was found that {releases} loads completely"
+        yield f"{shown(plan.ref)}: no repair was found after which it loads completely in {releases}"
     for number, step in enumerate(plan.steps, 1):
         yield f"  {number}. {_step_text(step)}"
+    if plan.rewritten:
+        yield f"  rewrites {_shards_text(plan.rewritten)}"
     for text in plan.unpredicted:
         yield f"  not predicted: {shown(text)}"
     for text in plan.notes:
@@ -59,10 +73,28 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
             yield f"    {line}"
 
 
+def _shards_text(rewritten: Sequence[tuple[str, int]]) -> str:
+    names = ", ".join(shown(name) for name, _ in rewritten[:MOST_SHARDS])
+    more = f" and {len(rewritten) - MOST_SHARDS} more shards" if len(rewritten) > MOST_SHARDS else ""
+    return f"{names}{more}: {size_text(sum(size for _, size in rewritten))} in all"
+
+
 def _releases_text(releases: Sequence[str]) -> str:
-    if len(releases) <= MOST_NAMES:
-        return ", ".join(releases)
-    return f"{len(releases)} releases from {releases[0]} to {releases[-1]}"
+    """Return releases as a person says them: `vllm 0.32.0`, `sglang >=0.5.10 (16 releases) and vllm 0.32.0`."""
+    by_engine: dict[str, list[str]] = {}
+    for release in releases:
+        engine, _, version = release.partition(" ")
+        by_engine.setdefault(engine, []).append(version)
+    texts = []
+    for engine, versions in by_engine.items():
+        text = range_text(load(engine), versions) if len(versions) > 1 and engine in names() else ""
+        if not text:
+            texts.append(f"{engine} {', '.join(versions)}")
+        elif text == engine:
+            texts.append(f"all {len(versions)} known releases of {engine}")
+        else:
+            texts.append(f"{text} ({len(versions)} releases)")
+    return " and ".join(texts)
 
 
 def _open_lines(left: Sequence[Open]) -> Iterator[str]:
@@ -73,10 +105,12 @@ def _open_lines(left: Sequence[Open]) -> Iterator[str]:
     for (role, kind, error), members in list(groups.items())[:MOST_OPEN]:
         modules = describe_names(dict.fromkeys(one.module for one in members if one.module))
         where = _releases_text(list(dict.fromkeys(one.release for one in members)))
-        said = f": {shown(error, 300)}" if error else ""
-        yield f"  open: {where}, {role}, {shown(modules, 300) or 'the model as a whole'}, {kind}{said}"
+        model = "main model" if role == "target" else "MTP draft"
+        at = f", {shown(modules, 300)}" if modules else ""
+        said = f" ({shown(error, 300)})" if error else ""
+        yield f"  still open: {model}{at}: {kind}{said} in {where}"
     if len(groups) > MOST_OPEN:
-        yield f"  open: {len(groups) - MOST_OPEN} more"
+        yield f"  still open: {len(groups) - MOST_OPEN} more"
 
 
 def _step_text(step: Repair) -> str:
@@ -143,6 +177,7 @@ def plan_object(plan: Plan) -> Mapping[str, Any]:
         "withheld": [_step_object(step) for step in plan.withheld],
         "alternatives": [_step_object(step) for step in plan.alternatives],
         "notes": list(plan.notes),
+        "rewritten": [{"name": name, "bytes": size} for name, size in plan.rewritten],
         "disagreement": plan.disagreement or None,
         "apart": [plan_object(one) for one in plan.apart],
     }

@@ -104,6 +104,11 @@ def fused_scales_differ(context: Context, this: Rule) -> Iterator[Finding]:
         yield plain_finding(this, message, module=pattern_of(names), count=count)
 
 
+def differing_groups(context: Context) -> list[tuple[str, ...]]:
+    """Return the sets of NVFP4 modules that a judged release fuses and whose global scales differ."""
+    return [group for group in fused_groups(context) if _disagreement(context, group)[0] > 1]
+
+
 def fused_groups(context: Context) -> list[tuple[str, ...]]:
     """Return the sets of NVFP4 modules, by name on disk, that a judged release fuses into one layer."""
     groups: dict[tuple[str, ...], None] = {}

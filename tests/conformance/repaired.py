@@ -1,4 +1,4 @@
-"""Repair the tiny checkpoints for engine releases, and ask those releases: `python -m tests.conformance.repaired vllm-0.32.0 …`.
+"""Repair tiny checkpoints for engine releases and ask those: `python -m tests.conformance.repaired vllm-0.32.0 …`.
 
 For each release, family and variant the plan is made and written; then the release's real loader must load target and
 draft with every parameter written, a scan of the result must find nothing, and a second repair must change nothing.
@@ -48,7 +48,7 @@ def folder_of(root: Path, family: str, variant: str) -> Path:
 
 
 def wishes_for(root: Path, family: str, variant: str) -> Wishes:
-    """Return what a person would give along for a variant: a base model where the branch is missing, a scale of inputs."""
+    """Return what a person would give along: a base model where the branch is missing, a scale of inputs."""
     bare = (family, variant) == ("step3p7", "published")
     base = None
     if bare or variant == "missing":
@@ -94,7 +94,7 @@ def _disagreements(answer: Answer) -> Iterator[str]:
         found = answer[role]
         if found is None or found["verdict"] != "loads":
             rest = {key: found[key] for key in ("error", "tensor", "unwritten", "partial", "misread")} if found else {}
-            yield f"{role} {found and found['verdict']}: {({key: value for key, value in rest.items() if value})}"
+            yield f"{role} {found and found['verdict']}: { ({key: value for key, value in rest.items() if value}) }"
 
 
 def _left(release: str, folder: Path, wishes: Wishes) -> Iterator[str]:
