@@ -9,19 +9,22 @@ import gc
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from mtpfix.errors import EXIT_FINDINGS, EXIT_OK
 from mtpfix.model import Ignore, Report, Role, Verification
 
 if TYPE_CHECKING:
-    from mtpfix.checkpoint.local import Progress
+    from mtpfix.checkpoint.assemble import Progress
     from mtpfix.fix.changes import Written
     from mtpfix.fix.patching import Prepared
     from mtpfix.fix.plan import Plan
     from mtpfix.fix.repairs import Branch
+
+Scope: TypeAlias = Literal["all", "mtp"]
+
+EVERYTHING = "every shard was read: no index tells apart which of them hold the MTP branch"
 
 
 def scan(
@@ -31,9 +34,16 @@ def scan(
     ignores: Sequence[Ignore] = (),
     metadata_only: bool | None = False,
     tp: int = 1,
+    scope: Scope = "all",
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Scan the checkpoint in a folder and return the report.
+    """Scan the checkpoint in a folder, or in a repository on the Hub, and return the report.
+
+    `ref` is a folder, `org/name`, `org/name@revision` or `hf://org/name`; of a repository only headers, configurations
+    and the index are read. A path object always means a folder, and so does a text where such a folder is.
 
     `engines` are requests such as `vllm`, `vllm==0.19.*` or `vllm>=0.20,<0.24`; without them every known release of
     every known engine is judged. Findings that `ignores` name are left out and counted. `metadata_only` reads no header
@@ -41,12 +51,18 @@ def scan(
     git-lfs pointer. `tp` is the tensor-parallel size: with more than one rank, shapes that the engines cannot split are
     findings too. `progress` is told after each shard how many of how many are read.
 
-    Raises UsageError for a request or a path that makes no sense, NothingToCheck where no checkpoint is; whatever can
-    be said of a damaged checkpoint stands in the report, with `complete` false.
+    Of repositories only: the `scope` `mtp` reads the shards that hold the MTP branch and judges the branch alone;
+    `revision` is a branch, a tag, `refs/pr/N` or a commit; `token` stands in for the one the user is logged in with;
+    `offline` uses what was read or downloaded before.
+
+    Raises UsageError for a request or a path that makes no sense, NothingToCheck where no checkpoint is, MtpfixError
+    where a repository cannot be read; whatever can be said of a damaged checkpoint stands in the report, with
+    `complete` false.
     """
-    from mtpfix.checkpoint import open_checkpoint, read_scalars
+    from mtpfix.checkpoint.opening import Access, open_any
     from mtpfix.engines import resolve_requests
     from mtpfix.errors import UsageError
+    from mtpfix.families import files_of_branch
     from mtpfix.fix import judge
 
     if tp < 1:
@@ -55,12 +71,33 @@ def scan(
     collecting = gc.isenabled()
     gc.disable()  # a scan makes hundreds of thousands of objects and no cycles: looking for some costs time for nothing
     try:
-        pointers = metadata_only is None
-        checkpoint = open_checkpoint(ref, progress=progress, headers=not metadata_only, pointers=pointers)
-        return judge(checkpoint, engines, partial(read_scalars, checkpoint), ignores, ranks=tp)
+        opened = open_any(
+            ref,
+            Access(token, offline, revision),
+            progress=progress,
+            headers=not metadata_only,
+            pointers=metadata_only is None,
+            choose=files_of_branch if scope == "mtp" else None,
+        )
+        report = judge(opened.checkpoint, engines, opened.read_scalars, ignores, ranks=tp)
+        notes = (*report.notes, *opened.notes)
+        if scope == "mtp" and not opened.checkpoint.left_out:
+            notes = (*notes, EVERYTHING)
+        return replace(report, notes=notes, complete=report.complete and opened.complete)
     finally:
         if collecting:
             gc.enable()
+
+
+def match_models(pattern: str, *, token: str | None = None, offline: bool = False) -> list[str]:
+    """Return the names of the model repositories on the Hub that a pattern such as `org/*` matches, sorted.
+
+    Raises UsageError for a pattern without the name of its organization, NothingToCheck where none matches, and
+    MtpfixError where the Hub cannot be asked.
+    """
+    from mtpfix.checkpoint.opening import Access, matching_models
+
+    return matching_models(pattern, Access(token, offline))
 
 
 def verify(

@@ -220,13 +220,16 @@ class Declaration:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything read from one folder: never a weight, except scalars a rule asks for.
+    """Everything read from one folder or repository: never a weight, except scalars a rule asks for.
 
     `declarations` are in file order: config.json first, top level before nested, then hf_quant_config.json.
-    `unread` names shards whose header could not be read; while it is not empty nothing is called clean. `has_index` is
-    whether an index says where tensors lie; `lost` are names it holds that no file does (`{}` for expert numbers).
+    `unread` names files that could not be read, shards above all; while it is not empty nothing is called clean.
+    `has_index` is whether an index says where tensors lie; `lost` are names it holds that no file does (`{}` for expert
+    numbers). `root` is None in a repository, and `revision` the commit there.
     `trusted` are folders outside `root` that its links may lead into.
     Where `headers` is False no shard was opened: `tensors` is empty, and `lost` holds every name of the index.
+    `left_out` are shards that by the index hold nothing of the branch and were not asked for: of the main model
+    nothing is known then.
     """
 
     ref: str
@@ -242,6 +245,7 @@ class Checkpoint:
     lost: tuple[str, ...] = ()
     trusted: tuple[Path, ...] = ()
     headers: bool = True
+    left_out: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:

@@ -107,7 +107,7 @@ def test_2_where_a_shard_could_not_be_read_whatever_is_asked(folders: Path, opti
         (["listed", "--fail-on", "everything"], "everything"),
         (["listed", "--no-such-option"], "no-such-option"),
         (["listed", "-o", "absent/report"], "absent/report"),
-        ([], "FOLDER"),
+        ([], "nothing to scan"),
     ],
 )
 def test_2_where_the_request_makes_no_sense(folders: Path, arguments: list[str], says: str) -> None:

@@ -135,16 +135,25 @@ def read_raw(descriptor: int, shard: str) -> tuple[bytes, int]:
     size = os.fstat(descriptor).st_size
     if size < PREFIX:
         _fail(shard, f"the file has {size} bytes, too few for the length of a header")
-    length = int.from_bytes(read_at(descriptor, PREFIX, 0, shard), "little")
+    length = header_length(os.pread(descriptor, len(LFS_MARK), 0), size, shard)
+    return read_at(descriptor, length, PREFIX, shard), size - PREFIX - length
+
+
+def header_length(first: bytes, size: int, shard: str) -> int:
+    """Return the bytes of JSON that a file of `size` bytes announces in its first eight; more of them may be given.
+
+    Raises FormatError where the format or the file allows no such header, LfsPointerError for a git-lfs pointer.
+    """
+    length = int.from_bytes(first[:PREFIX], "little")
     if length > min(LONGEST_HEADER, size - PREFIX):
-        if size < 1024 and os.pread(descriptor, len(LFS_MARK), 0) == LFS_MARK:
+        if size < 1024 and LFS_MARK.startswith(first[: len(LFS_MARK)]):
             raise LfsPointerError(
                 f"{shown(shard)} is a git-lfs pointer, not the weights", "run `git lfs pull` in the folder"
             )
         if length > LONGEST_HEADER:
             _fail(shard, f"its header claims {length} bytes, and more than {LONGEST_HEADER} are not allowed")
         _fail(shard, f"its header claims {length} bytes, and the file has {size - PREFIX} left")
-    return read_at(descriptor, length, PREFIX, shard), size - PREFIX - length
+    return length
 
 
 def read_at(descriptor: int, count: int, offset: int, name: str) -> bytes:

@@ -22,7 +22,7 @@ from mtpfix import __version__
 from mtpfix.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_NOTHING, EXIT_OK, EXIT_UNABLE, MtpfixError
 
 if TYPE_CHECKING:
-    from mtpfix.checkpoint.local import Progress
+    from mtpfix.checkpoint.assemble import Progress
 
 P = ParamSpec("P")
 FALLBACK_WIDTH = 100

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,8 +22,9 @@ from mtpfix.cli.app import (
 from mtpfix.errors import MtpfixError, UsageError
 
 if TYPE_CHECKING:
-    from mtpfix.checkpoint.local import Progress
+    from mtpfix.checkpoint.assemble import Progress
     from mtpfix.model import Report, Severity
+    from mtpfix.report.overview import Line
     from mtpfix.settings import Settings
 
 Form = Literal["text", "json", "sarif", "github", "markdown", "html"]
@@ -68,12 +69,31 @@ Config = Annotated[
 Isolated = Annotated[bool, typer.Option("--isolated", help="Read no settings file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the verdict of each checkpoint; no progress.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Every row and every source line.")]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token", metavar="TOKEN", help="Hub token, in place of HF_TOKEN and of the one you are logged in with."
+    ),
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Ask nothing of the Hub: use what was read or downloaded before.")
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        "--revision", metavar="REVISION", help="A branch, a tag, refs/pr/1 or a commit; or write org/name@it."
+    ),
+]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """The options of one call; `trusting` says whether the model's own folder may hold settings."""
+    """The options of one call; `trusting` says whether the model's own folder may hold settings.
+
+    `remote` says whether what is no folder may be a repository on the Hub; `several` that the result is an array, even
+    of one.
+    """
 
     engine: list[str] | None
     form: Form
@@ -90,21 +110,29 @@ class Choices:
     metadata_only: bool | None = False
     trusting: bool = False
     ranks: int = 1
+    remote: bool = False
+    scope: Literal["all", "mtp"] = "all"
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False)
+    offline: bool = False
+    several: bool = False
 
 
-def judge_all(refs: Sequence[str], choices: Choices) -> int:
-    """Scan every checkpoint, write the report, and return the exit code: of several the worst."""
+def judge_all(refs: Sequence[str | tuple[str, MtpfixError]], choices: Choices) -> int:
+    """Scan every checkpoint, write the report, and return the exit code: of several the worst.
+
+    What is known to fail already stands beside its error.
+    """
     from mtpfix.engines import resolve_requests
     from mtpfix.model import Severity
 
     if choices.config is not None and choices.isolated:
         raise UsageError("--config and --isolated contradict each other", "leave one of them out")
     resolve_requests(choices.engine)
-    deliver = _delivery(choices, several=len(refs) > 1)
+    deliver = _delivery(choices, several=choices.several or len(refs) > 1)
     codes = []
-    for ref in refs:
-        with progress_bar(wanted=choices.progress and not choices.quiet) as progress:
-            result, settings = _judge_one(ref, choices, progress)
+    for given in refs:
+        ref, result, settings = (*given, None) if isinstance(given, tuple) else (given, *_judge(given, choices))
         said = choices.fail_on or (settings.fail_on if settings else None) or "error"
         level = None if said == "never" else Severity(said)
         if isinstance(result, MtpfixError):
@@ -115,6 +143,11 @@ def judge_all(refs: Sequence[str], choices: Choices) -> int:
     return next(code for code in WORST_FIRST if code in codes)
 
 
+def _judge(ref: str, choices: Choices) -> tuple[Report | MtpfixError, Settings | None]:
+    with progress_bar(wanted=choices.progress and not choices.quiet) as progress:
+        return _judge_one(ref, choices, progress)
+
+
 def _judge_one(ref: str, choices: Choices, progress: Progress | None) -> tuple[Report | MtpfixError, Settings | None]:
     from mtpfix.api import check_rules, choose_rules, scan
 
@@ -123,11 +156,15 @@ def _judge_one(ref: str, choices: Choices, progress: Progress | None) -> tuple[R
         settings = _settings(ref, choices)
         check_rules(one.rule for one in settings.ignores)
         report = scan(
-            ref,
+            ref if choices.remote else Path(ref),  # a path is never taken for a repository
             engines=choices.engine or list(settings.engines) or None,
             ignores=settings.ignores,
             metadata_only=choices.metadata_only,
             tp=choices.ranks,
+            scope=choices.scope,
+            revision=choices.revision,
+            token=choices.token,
+            offline=choices.offline,
             progress=progress,
         )
         select, ignore = choices.select or settings.select, (*(choices.ignore or ()), *settings.ignore)
@@ -156,11 +193,16 @@ def _delivery(choices: Choices, *, several: bool) -> Delivery:
     deliver = writer(choices.output)
     width, colored = screen(choices.color, choices.output)
     codes: list[int] = []
+    lines: list[Line] = []
     kept: list[tuple[str, Report | MtpfixError, Severity | None]] = []
 
     def take(ref: str | None, result: Report | MtpfixError | None, level: Severity | None) -> None:
         if ref is not None and result is not None:
             codes.append(result.exit_code if isinstance(result, MtpfixError) else result.exit_code(level))
+            if several and choices.form == "text":
+                from mtpfix.report.overview import line_of
+
+                lines.append(line_of(ref, result, level))
             piece = _piece(ref, result, choices, width=width, colored=colored, several=several)
             if piece is None:
                 kept.append((ref, result, level))
@@ -168,11 +210,12 @@ def _delivery(choices: Choices, *, several: bool) -> Delivery:
                 deliver(piece)
             return
         if kept:
-            deliver(_whole(kept, choices.form))
+            deliver(_whole(kept, choices.form, several=several))
         elif several and choices.form == "text":
+            from mtpfix.report.overview import render
             from mtpfix.report.summary import closing_text
 
-            deliver(closing_text(codes))
+            deliver(f"{render(lines, width)}\n{closing_text(codes)}")
         deliver(None)
 
     return take
@@ -203,7 +246,7 @@ def _piece(
             return None
 
 
-def _whole(results: Sequence[tuple[str, Report | MtpfixError, Severity | None]], form: Form) -> str:
+def _whole(results: Sequence[tuple[str, Report | MtpfixError, Severity | None]], form: Form, *, several: bool) -> str:
     reports = [result for _, result, _ in results if not isinstance(result, MtpfixError)]
     failures = [(ref, result) for ref, result, _ in results if isinstance(result, MtpfixError)]
     if form == "sarif":
@@ -220,4 +263,4 @@ def _whole(results: Sequence[tuple[str, Report | MtpfixError, Severity | None]],
         json_v1.to_failure(ref, result) if isinstance(result, MtpfixError) else json_v1.to_document(result, level)
         for ref, result, level in results
     ]
-    return json_v1.render(documents)
+    return json_v1.render(documents, several=several)

@@ -53,6 +53,9 @@ from mtpfix.model import (
 
 SILENT: Table = {"does": "silent"}
 
+LEFT_OUT = "only the shards of the MTP branch were read"
+"""Why nothing is said of the main model where nobody asked for it."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -220,6 +223,8 @@ def _predict_role(
         reason = resolved.reason or f"the quantization method {resolved.method} is not predicted"
         return _unpredicted(role, reason), None
     lists = _lists(family, block, engine, version, resolved, target_lists)
+    if role == "target" and subject.checkpoint.left_out:
+        return _unpredicted(role, LEFT_OUT), lists
     decider = Decider(lists, engine, version, _packed(family, block, subject, engine, version))
     return _simulate(subject, engine, version, block, decider, role, resolved, ranks), lists
 
@@ -318,7 +323,10 @@ def _simulate(
         module = Module(planned, decision.format, decision.dialect, because, position)
         if checks:
             events += split_module(module, subject.loadable, checks, numbers, ranks)
-        events += load_module(module, subject.loadable, loader)
+        loaded = load_module(module, subject.loadable, loader)
+        if subject.checkpoint.left_out:  # what the draft shares with the main model may lie in a shard nobody read
+            loaded = (event for event in loaded if subject.in_branch(event.module))
+        events += loaded
     events += _leftovers(subject, blueprint, loader)
     events += _absent_shards(subject, engine, version, role)
     events += _absent_layers(blueprint, loader, numbers)

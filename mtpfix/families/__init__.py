@@ -10,9 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtpfix.facts import Table, covers, names_of, read_table, read_text
+
+if TYPE_CHECKING:
+    from mtpfix.checkpoint.index import Index
 
 PACKAGE = __name__
 
@@ -136,15 +139,40 @@ def branch_prefixes(family: Family, numbers: Numbers) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def trailing_layers(family: Family, numbers: Numbers, modules: Sequence[str]) -> bool:
-    """Return whether any decoder layer at or beyond N is stored, whatever number of MTP layers is declared."""
-    patterns = [
-        re.compile(re.escape(template).replace(re.escape("{N+k}"), r"(\d+)"))
+def files_of_branch(config: Mapping[str, Any], index: Index) -> frozenset[str] | None:
+    """Return the files in which an index places the MTP branch, None where no family file knows the architecture.
+
+    Decoder layers beyond the last of the main model count, whatever number of MTP layers is declared.
+    """
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    family = match(first if isinstance(first, str) else None)
+    if family is None:
+        return None
+    numbers = read_numbers(family, config)
+    prefixes, patterns = branch_prefixes(family, numbers), _trailing(family)
+    return frozenset(
+        file
+        for (name, _), places in index.places.items()
+        if name.startswith(prefixes) or _is_trailing(name, patterns, numbers)
+        for file, _ in places
+    )
+
+
+def _trailing(family: Family) -> list[re.Pattern[str]]:
+    return [
+        re.compile(re.escape(template).replace(re.escape("{N+k}"), r"([0-9]{1,9})"))
         for template in family.table["disk"]["branch"]
         if "{N+k}" in template
     ]
-    return any(
-        (hit := pattern.match(module)) is not None and int(hit.group(1)) >= numbers.layers
-        for pattern in patterns
-        for module in modules
-    )
+
+
+def _is_trailing(name: str, patterns: Sequence[re.Pattern[str]], numbers: Numbers) -> bool:
+    hits = (pattern.match(name) for pattern in patterns)
+    return any(hit is not None and int(hit.group(1)) >= numbers.layers for hit in hits)
+
+
+def trailing_layers(family: Family, numbers: Numbers, modules: Sequence[str]) -> bool:
+    """Return whether any decoder layer at or beyond N is stored, whatever number of MTP layers is declared."""
+    patterns = _trailing(family)
+    return any(_is_trailing(module, patterns, numbers) for module in modules)

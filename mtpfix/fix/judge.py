@@ -34,7 +34,7 @@ def judge(
     found = run(context)
     accepted = [one for one in ignores if not one.expired(context.today)]
     kept = [finding for finding in found if not any(_ignores(one, finding) for one in accepted)]
-    findings = suggest(context, kept)
+    findings = tuple(kept) if checkpoint.left_out else suggest(context, kept)  # half a model proves no repair
     return Report(
         checkpoint=checkpoint,
         architecture=subject.architecture,
@@ -53,6 +53,10 @@ def _notes(context: Context) -> Iterator[str]:
     """Yield what was left unjudged."""
     if not context.checkpoint.headers:
         yield NO_HEADERS
+    read, left_out = len(context.checkpoint.shards), len(context.checkpoint.left_out)
+    if left_out:
+        of = f"{read:,} of {read + left_out:,} shards"
+        yield f"only {of}, those of the MTP branch, were read: the main model was not judged"
     for engine in dict.fromkeys(request.engine.name for request in context.requests if context.ranks > 1):
         if "split" not in load(engine).table:
             yield f"{load(engine).title} was judged for one rank: which shapes it cannot split is not known"

@@ -238,9 +238,12 @@ def to_failure(ref: str, error: MtpfixError) -> FailureV1:
     }
 
 
-def render(documents: Sequence[DocumentV1]) -> str:
-    """Return one document as a JSON object and several as an array; ASCII only, the same for the same input."""
-    content = documents[0] if len(documents) == 1 else list(documents)
+def render(documents: Sequence[DocumentV1], *, several: bool | None = None) -> str:
+    """Return one document as a JSON object and several as an array; ASCII only, the same for the same input.
+
+    `several` says which of the two is meant, whatever their number.
+    """
+    content = list(documents) if several or (several is None and len(documents) != 1) else documents[0]
     return json.dumps(content, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from mtpfix.checkpoint.ref import shown
-from mtpfix.engines.predict import Subject
+from mtpfix.engines.predict import LEFT_OUT, Subject
 from mtpfix.model import Finding, Severity, Verdict
 from mtpfix.rules.context import Context, occurrences
 from mtpfix.rules.findings import bundle, finding, plain_finding
@@ -88,7 +88,7 @@ def release_without_class(context: Context, this: Rule) -> Iterator[Finding]:
     for release in context.releases:
         for role in ("target", "draft"):
             model = release.prediction.target if role == "target" else release.prediction.draft
-            if model.verdict is Verdict.UNKNOWN and model.reason:
+            if model.verdict is Verdict.UNKNOWN and model.reason not in ("", LEFT_OUT):
                 reasons.setdefault(model.reason, []).append(release.version)
     every = {(release.engine.name, release.version) for release in context.releases}
     for reason, versions in reasons.items():

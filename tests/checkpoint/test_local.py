@@ -173,9 +173,9 @@ def test_an_index_alone_is_a_checkpoint_with_absent_shards(folder: Path) -> None
         ("", "is not the name of a folder", "pass the folder"),
         ("a\0b", "is not the name of a folder", "pass the folder"),
         ("x" * 300, "cannot be looked up", "check the path"),
-        ("org/name", "reading from the Hugging Face Hub is not in this version", "`hf download org/name`"),
-        ("org/name@v1.0", "not in this version", "`hf download org/name --revision v1.0`"),
-        ("hf://org/name", "not in this version", "`hf download org/name`"),
+        ("org/name", "nothing is read from the Hugging Face Hub here", "`hf download org/name`"),
+        ("org/name@v1.0", "nothing is read from the Hugging Face Hub here", "`hf download org/name --revision v1.0`"),
+        ("hf://org/name", "nothing is read from the Hugging Face Hub here", "`hf download org/name`"),
         ("\x1b[31m/x/y", r"\x1b[31m/x/y", "check the path"),
     ],
 )
