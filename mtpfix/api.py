@@ -218,7 +218,7 @@ def patch(
     from mtpfix.fix.changes import Link
     from mtpfix.fix.patching import carry_out
 
-    prepared = _prepared(ref, engines, mtp, input_scale, graft, unsafe)
+    prepared = _prepared(ref, engines, mtp, input_scale, graft, unsafe, in_place=in_place)
     if not prepared.plan.operations or not prepared.plan.complete:
         return Patched(prepared.plan, None)
     target = None if out is None else Path(out)
@@ -232,9 +232,11 @@ def _prepared(
     input_scale: float | None,
     graft: str | os.PathLike[str] | None,
     unsafe: bool,
+    *,
+    in_place: bool = False,
 ) -> Prepared:
     from mtpfix.fix.patching import prepare
     from mtpfix.fix.repairs import Wishes
 
     base = None if graft is None else os.fspath(graft)
-    return prepare(os.fspath(ref), engines, Wishes(mtp, input_scale, base, unsafe))
+    return prepare(os.fspath(ref), engines, Wishes(mtp, input_scale, base, unsafe), in_place=in_place)

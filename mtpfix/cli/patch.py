@@ -71,9 +71,8 @@ def patch(
     could not be done; 3 no release is predicted; 130 interrupted. Without 0 nothing is written.
     """
     chosen = (mtp != "auto", graft, input_scale is not None, unsafe_fixes, engine)
-    _refuse_misuse(
-        out, in_place=in_place, writes=not (dry_run or plan_file), apply=apply, plan_file=plan_file, overlay=overlay
-    )
+    writes = not dry_run and plan_file is None
+    _refuse_misuse(out, in_place=in_place, writes=writes, apply=apply, plan_file=plan_file, overlay=overlay)
     if apply is not None and any(chosen):
         raise UsageError(
             "--apply does exactly what the plan says", "leave out --for, --mtp, --graft, --input-scale, --unsafe-fixes"
@@ -85,9 +84,9 @@ def patch(
     from mtpfix.fix.repairs import Wishes
 
     prepared = (
-        prepared_from(apply, ref)
+        prepared_from(apply, ref, in_place=writes and in_place)
         if apply is not None
-        else prepare(ref, engine, Wishes(mtp, input_scale, graft, unsafe_fixes))
+        else prepare(ref, engine, Wishes(mtp, input_scale, graft, unsafe_fixes), in_place=writes and in_place)
     )
     plan = prepared.plan
     code = EXIT_OK if plan.complete else EXIT_FINDINGS
@@ -101,7 +100,7 @@ def patch(
         show(plan_text(plan, screen("never", None)[0]))
         if diff:
             show(diff_text(prepared))
-    if plan.complete and plan.operations and not dry_run and plan_file is None:
+    if plan.complete and plan.operations and writes:
         with progress_bar(wanted=not machine, doing="writing") as progress:
             written = carry_out(prepared, out, in_place=in_place, overlay=overlay, link=Link(link), progress=progress)
     if machine:

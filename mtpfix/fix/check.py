@@ -1,7 +1,8 @@
 """A result before it is published: is every tensor and list as the operations say, and do the engines now load it?
 
 Reads the staged folder with the reader that scans, holds it against the preview that the plan was judged by, predicts
-the releases asked for, and looks again at single numbers of every kind of tensor that was made.
+the releases asked for, and looks again at single numbers of every kind of tensor that was made, and at bytes of those
+that were only moved.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mtpfix.fix.decode import Weight
 from mtpfix.fix.holding import Held, Holding
 from mtpfix.fix.operations import Dequantize, Operation, Quantize, ShareScale
 from mtpfix.fix.preview import preview
+from mtpfix.fix.sample import check_samples
 from mtpfix.fix.trial import Bad, Trial
 from mtpfix.model import EXPERT, Checkpoint, Stored
 from mtpfix.rules.context import Context
@@ -47,6 +49,7 @@ def checker(context: Context, operations: Sequence[Operation], expected: Bad) ->
                 f"the result does not load as planned: {release}, {role}, {shown(module)}: {kind}", _AGAIN
             )
         _same_numbers(context.checkpoint, result, operations)
+        check_samples(context.checkpoint, result, operations)
 
     return verify
 

@@ -24,17 +24,23 @@ CHUNK = 1 << 24  # bytes of a copied tensor held at once
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor's bytes begin in a file of a folder."""
+    """Where a tensor's bytes begin in a file of a folder, whose links may lead into `trusted` folders too."""
 
     folder: Path
     file: str
     begin: int
+    trusted: tuple[Path, ...] = ()
 
     def read(self, size: int) -> Iterator[bytes]:
         """Yield `size` bytes from there. Raises FormatError where the file is shorter, OSError."""
-        with opened(self.folder, self.file) as descriptor:
+        with opened(self.folder, self.file, self.trusted) as descriptor:
             for start in range(0, size, CHUNK):
                 yield read_at(descriptor, min(CHUNK, size - start), self.begin + start, self.file)
+
+    def at(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes, `offset` bytes behind the first. Raises as `read` does."""
+        with opened(self.folder, self.file, self.trusted) as descriptor:
+            return read_at(descriptor, count, self.begin + offset, self.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ class Holding:
             numbers: Sequence[int | None] = tensor.experts if tensor.experts is not None else (None,)
             for number, begin in zip(numbers, tensor.begins, strict=True):
                 name = tensor.name if number is None else tensor.name.replace(EXPERT, str(number), 1)
-                place = Place(folder, tensor.shard, starts[tensor.shard] + begin)
+                place = Place(folder, tensor.shard, starts[tensor.shard] + begin, self.checkpoint.trusted)
                 self.held.setdefault(name, Held(name, tensor.dtype, tensor.shape, tensor.shard, place))
 
     def drop(self, held: Held) -> None:

@@ -22,7 +22,7 @@ from mtpfix.fix.planfile import check_source, read_plan
 from mtpfix.fix.repairs import Wishes
 from mtpfix.fix.snapshot import take_snapshot
 from mtpfix.fix.trial import Trial
-from mtpfix.fix.writer import finish_in_place, write, write_in_place
+from mtpfix.fix.writer import finish_in_place, refuse_unfinished, write, write_in_place
 from mtpfix.model import Verdict
 from mtpfix.rules.context import Context
 
@@ -41,14 +41,15 @@ class Prepared:
         return changes_of(self.context.checkpoint, self.plan.operations, self.snapshot, self.reads)
 
 
-def prepare(ref: str, engines: Sequence[str] | None, wishes: Wishes) -> Prepared:
+def prepare(ref: str, engines: Sequence[str] | None, wishes: Wishes, *, in_place: bool = False) -> Prepared:
     """Read a checkpoint and plan its repair for the releases asked for.
 
+    With `in_place` a repair in place that was interrupted is finished first; else nothing is written.
     Raises UsageError for a request that makes no sense, NothingToCheck where no release is predicted, and MtpfixError
     where part of the checkpoint cannot be read: what is not known is not repaired.
     """
     requests = requests_for(engines)
-    snapshot, context = _opened(ref, requests)
+    snapshot, context = _opened(ref, requests, in_place=in_place)
     if all(
         Verdict.UNKNOWN in (release.model("target").verdict, release.model("draft").verdict)
         for release in context.releases
@@ -68,10 +69,13 @@ def prepare(ref: str, engines: Sequence[str] | None, wishes: Wishes) -> Prepared
     return Prepared(plan, context, snapshot, reads)
 
 
-def _opened(ref: str, requests: tuple[Request, ...]) -> tuple[Snapshot, Context]:
+def _opened(ref: str, requests: tuple[Request, ...], *, in_place: bool) -> tuple[Snapshot, Context]:
     folder = Path(ref)
     if folder.is_dir():
-        finish_in_place(folder)
+        if in_place:
+            finish_in_place(folder)
+        else:
+            refuse_unfinished(folder)
     checkpoint = open_checkpoint(ref) if not folder.is_dir() else None  # tells what is wrong with the name
     snapshot = take_snapshot(folder)
     checkpoint = checkpoint or open_checkpoint(ref)
@@ -84,15 +88,15 @@ def _opened(ref: str, requests: tuple[Request, ...]) -> tuple[Snapshot, Context]
     return snapshot, Context(Subject(checkpoint), requests, partial(read_scalars, checkpoint))
 
 
-def prepared_from(path: Path, ref: str) -> Prepared:
-    """Return the plan in a file with the source it was made for.
+def prepared_from(path: Path, ref: str, *, in_place: bool = False) -> Prepared:
+    """Return the plan in a file with the source it was made for; `in_place` as in `prepare`.
 
     Raises MtpfixError where the source is no longer that, UsageError and FormatError where the file is no plan.
     """
     plan, marks = read_plan(path, ref)
     texts = [text.replace(" ", "==", 1) for text in plan.releases]
     requests = tuple(Request(one.engine, one.releases, explicit=True) for one in resolve_requests(texts))
-    snapshot, context = _opened(ref, requests)
+    snapshot, context = _opened(ref, requests, in_place=in_place)
     check_source(marks[""], snapshot)
     reads = []
     for folder, known in marks.items():

@@ -151,6 +151,14 @@ def finish_in_place(folder: Path) -> bool:
     return finished
 
 
+def refuse_unfinished(folder: Path) -> None:
+    """Raise MtpfixError if a repair of the folder in place stopped between its first and its last file."""
+    folder = folder.resolve()
+    with told(f"read {shown(str(folder))}"):
+        if (folder / IN_PLACE).is_dir():
+            _refuse_unfinished(Stage(folder / IN_PLACE), folder)
+
+
 # --------------------------------------------------------------------------------------------- staging
 
 
@@ -358,10 +366,7 @@ def _check(changes: Changes) -> None:
             raise MtpfixError(f"{shown(name)} is there already, and cannot be a new shard", _PLAN)
         if isinstance(change, EditedShard | NewShard) and not is_shard(name):
             raise MtpfixError(f"{shown(name)} is not the name of a safetensors file", _PLAN)
-    folder = changes.source.folder.resolve()
-    with told(f"read {shown(str(folder))}"):
-        if (folder / IN_PLACE).is_dir():
-            _refuse_unfinished(Stage(folder / IN_PLACE), folder)
+    refuse_unfinished(changes.source.folder)
 
 
 def _refuse_unfinished(stage: Stage, folder: Path) -> None:

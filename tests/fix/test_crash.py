@@ -18,10 +18,13 @@ from typing import Any
 
 import pytest
 
+from mtpfix import patch
 from mtpfix.fix.changes import Link
 from mtpfix.fix.stage import stage_path
 from mtpfix.fix.writer import IN_PLACE, finish_in_place
+from tests import checkpoints
 from tests.fix import repairs
+from tests.patching import NEWEST
 
 STRACE = shutil.which("strace")
 CHANGING = (
@@ -75,11 +78,14 @@ def state(folder: Path) -> dict[str, Any]:
     }
 
 
-def traced(options: list[str], *command: str) -> subprocess.CompletedProcess[str]:
-    """Run the repair under strace."""
+DRIVER = "tests.fix.repairs"
+
+
+def traced(options: list[str], module: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a module's command under strace."""
     assert STRACE is not None
     return subprocess.run(
-        [STRACE, "-f", "-qq", *options, sys.executable, "-m", "tests.fix.repairs", *command],
+        [STRACE, "-f", "-qq", *options, sys.executable, "-m", module, *command],
         capture_output=True,
         text=True,
         check=False,
@@ -137,21 +143,22 @@ def errors(found: Counter[str]) -> Iterator[Point]:
         "copy_file_range": ("EXDEV", "EIO", "ENOSPC"),
     }
     for call, names in given.items():
-        yield from (Point(call, number + 1, names[number % len(names)]) for number in range(found[call]))
+        step = 3 if call == "write" else 1  # most of them write the pieces of one file
+        yield from (Point(call, number + 1, names[number % len(names)]) for number in range(0, found[call], step))
 
 
 @pytest.mark.parametrize("options", [("--link", "auto"), ("--link", "copy"), ("--link", "symlink"), ("--overlay",)])
 def test_a_killed_run_leaves_no_result_or_a_whole_one_and_is_resumed(tmp_path: Path, options: tuple[str, ...]) -> None:
     source = repairs.made(tmp_path / "source")
     link = Link(options[1]) if options[0] == "--link" else Link.AUTO
-    found = calls(tmp_path / "log", str(source), str(tmp_path / "straight"), *options)
+    found = calls(tmp_path / "log", DRIVER, str(source), str(tmp_path / "straight"), *options)
     expected, before = contents(tmp_path / "straight"), state(source)
     own = {"copy": ("copy_file_range", "fallocate"), "symlink": ("symlink",)}
     chosen = own.get(link.value) or (("rename", "fsync") if options == ("--overlay",) else tuple(found))
 
     def check(number: int, point: Point) -> None:
         out = tmp_path / f"out-{number}"
-        disturbed(point, tmp_path / f"log-{number}", str(source), str(out), *options)
+        disturbed(point, tmp_path / f"log-{number}", DRIVER, str(source), str(out), *options)
         assert not out.exists() or contents(out) == expected, point
         repairs.run(repairs.all_changes(source), out, link, overlay=options == ("--overlay",))
         assert contents(out) == expected, point
@@ -167,13 +174,13 @@ def test_a_killed_run_leaves_no_result_or_a_whole_one_and_is_resumed(tmp_path: P
 @pytest.mark.parametrize("link", ["auto", "copy"])
 def test_a_failing_call_leaves_no_result_or_a_whole_one_and_a_sentence(tmp_path: Path, link: str) -> None:
     source = repairs.made(tmp_path / "source")
-    found = calls(tmp_path / "log", str(source), str(tmp_path / "straight"), "--link", link)
+    found = calls(tmp_path / "log", DRIVER, str(source), str(tmp_path / "straight"), "--link", link)
     expected, before = contents(tmp_path / "straight"), state(source)
     failed = Counter[bool]()
 
     def check(number: int, point: Point) -> None:
         out = tmp_path / f"out-{number}"
-        done = disturbed(point, tmp_path / f"log-{number}", str(source), str(out), "--link", link)
+        done = disturbed(point, tmp_path / f"log-{number}", DRIVER, str(source), str(out), "--link", link)
         failed[done.returncode == 2] += 1
         assert out.exists() or done.returncode == 2, point
         assert not out.exists() or contents(out) == expected, point
@@ -195,6 +202,7 @@ def test_a_source_that_cannot_be_read_or_a_part_that_cannot_be_made_is_told(tmp_
     for path, call, error in faults:
         done = traced(
             ["-o", str(tmp_path / "log"), "-P", str(path), "-e", f"trace={call}", "-e", f"inject={call}:error={error}"],
+            DRIVER,
             str(source),
             str(out),
         )
@@ -203,6 +211,35 @@ def test_a_source_that_cannot_be_read_or_a_part_that_cannot_be_made_is_told(tmp_
         assert ERROR.fullmatch(done.stderr), done.stderr
         assert not out.exists()
     repairs.run(repairs.all_changes(source), out, Link.AUTO)
+
+
+@pytest.mark.parametrize(
+    ("variant", "chosen"),
+    [("nothing-excluded", ("fsync", "rename", "link", "linkat")), ("packed-glue", ("rename",))],
+    ids=["lists", "tensors"],
+)
+def test_the_command_people_give_is_killed_and_given_again(
+    tmp_path: Path, variant: str, chosen: tuple[str, ...]
+) -> None:
+    source, straight = tmp_path / "source", tmp_path / "straight"
+    checkpoints.build(source, "deepseek_v3", variant)
+    command = ("mtpfix", "patch", str(source), "--for", NEWEST, "--out")
+    found = calls(tmp_path / "log", *command, str(straight))
+    expected, before = contents(straight), state(source)
+
+    def check(number: int, point: Point) -> None:
+        out = tmp_path / f"out-{number}"
+        disturbed(point, tmp_path / f"log-{number}", *command, str(out))
+        assert not out.exists() or contents(out) == expected, point
+        patch(source, out, engines=[NEWEST])
+        assert contents(out) == expected, point
+        assert not stage_path(out).exists(), point
+        shutil.rmtree(out)
+
+    points = [point for point in kills(found) if point.call in chosen]
+    assert len(points) >= 4
+    everywhere(points, check)
+    assert state(source) == before
 
 
 def in_place(source: Path) -> None:
@@ -216,14 +253,14 @@ def test_a_repair_in_place_that_is_stopped_is_finished(tmp_path: Path, with_erro
     pristine = repairs.made(tmp_path / "pristine")
     straight = tmp_path / "straight"
     shutil.copytree(pristine, straight)
-    found = calls(tmp_path / "log", str(straight), "-", "--in-place")
+    found = calls(tmp_path / "log", DRIVER, str(straight), "-", "--in-place")
     old, expected = contents(pristine), contents(straight)
     names = ("config.json", "hf_quant_config.json")
 
     def check(number: int, point: Point) -> None:
         source = tmp_path / f"source-{number}"
         shutil.copytree(pristine, source)
-        disturbed(point, tmp_path / f"log-{number}", str(source), "-", "--in-place")
+        disturbed(point, tmp_path / f"log-{number}", DRIVER, str(source), "-", "--in-place")
         for name in names:  # each file is the old or the new one, never part of one
             data = (source / name).read_bytes()
             assert data in (old[name], expected[name]), point

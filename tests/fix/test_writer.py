@@ -567,6 +567,33 @@ def test_a_metadata_repair_writes_no_shard(source: Path, out: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_device_that_fills_up_is_told_and_the_run_goes_on_when_there_is_room(tmp_path: Path, source: Path) -> None:
+    """Needs the right to mount."""
+    small = tmp_path / "small"
+    small.mkdir()
+    sized = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(small)]
+    if subprocess.run(sized, capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        changes = repairs.all_changes(source)  # the changed shard fits, the unchanged one does not
+        with pytest.raises(MtpfixError, match=r"cannot keep model-00002.*: there is no space left") as caught:
+            repairs.run(changes, small / "out", Link.AUTO)
+        assert "run the same command again" in caught.value.hint
+        assert not (small / "out").exists()
+        subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
+        done = repairs.run(changes, small / "out", Link.AUTO)
+        assert done.resumed
+        assert done.kept == {"copy": 1, "earlier": 2}
+        repairs.run(changes, tmp_path / "straight", Link.AUTO)
+        assert contents(small / "out") == contents(tmp_path / "straight")
+        subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+        with pytest.raises(MtpfixError, match="the file system is read-only"):
+            repairs.run(changes, small / "second", Link.AUTO)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.slow
 def test_a_metadata_repair_of_a_full_shape_checkpoint_costs_little_beyond_the_scan(tmp_path: Path, out: Path) -> None:
     folder = tmp_path / "full"
     checkpoints.build(folder, "deepseek_v3", "nothing-excluded", "full", shards=163)
