@@ -12,12 +12,13 @@ import pytest
 
 from mtpfix import MtpfixError, patch, plan
 from mtpfix.checkpoint import open_checkpoint
-from mtpfix.fix.operations import AddScale, Graft, Grafted, Operation
+from mtpfix.fix.operations import AddScale, Graft, Grafted
 from mtpfix.fix.sample import check_samples
 from mtpfix.fix.snapshot import MANIFEST_FILE
 from mtpfix.fix.writer import IN_PLACE
-from tests import checkpoints
+from tests import checkpoints, families
 from tests.fix.test_writer import contents, hub_cache, state
+from tests.modules import Config, Size
 from tests.patching import NEWEST
 
 
@@ -35,7 +36,7 @@ def test_the_same_comes_out_of_every_source_and_the_source_stays(
 ) -> None:
     folder, kept = (hub_cache(tmp_path / "hub", source), tmp_path / "hub") if cached else (source, source)
     before = state(kept)
-    written = patch(folder, tmp_path / "out", engines=[NEWEST], link=link).written  # type: ignore[arg-type]
+    written = patch(folder, tmp_path / "out", engines=[NEWEST], link=link).written
     assert state(kept) == before
     assert written is not None
     assert {one.name for one in written.changed} == {
@@ -84,9 +85,9 @@ def test_grafted_bytes_and_added_scales_are_looked_at_again(tmp_path: Path, sour
         Grafted(name, row.shard, name, row.dtype, row.shape, start + begin)
         for name, begin in zip(names, row.begins, strict=True)
     )
-    graft: list[Operation] = [Graft(row.shard, str(source), taken)]
-    check_samples(before, before, graft)
-    shifted = replace(graft[0], tensors=tuple(replace(one, begin=one.begin + 1) for one in taken))
+    graft = Graft(row.shard, str(source), taken)
+    check_samples(before, before, [graft])
+    shifted = replace(graft, tensors=tuple(replace(one, begin=one.begin + 1) for one in taken))
     with pytest.raises(MtpfixError, match=r"experts\.\d+\.up_proj\.weight: bytes"):
         check_samples(before, before, [shifted])
 
@@ -137,14 +138,14 @@ EXPERTS = 64
 def test_memory_is_bounded_by_the_largest_group_and_not_by_the_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = checkpoints.FAMILIES["qwen3_5_moe"]
+    known = families.FAMILIES["qwen3_5_moe"]
 
-    def larger(size: checkpoints.Size) -> checkpoints.Config:
+    def larger(size: Size) -> Config:
         config = known.config("tiny")
         wide = {"hidden_size": 1024, "moe_intermediate_size": 1024, "num_experts": EXPERTS}
         return config | {"text_config": config["text_config"] | wide}
 
-    monkeypatch.setitem(checkpoints.FAMILIES, "qwen3_5_moe", replace(known, config=larger))
+    monkeypatch.setitem(families.FAMILIES, "qwen3_5_moe", replace(known, config=larger))
     folder = tmp_path / "model"
     checkpoints.build(folder, "qwen3_5_moe", "excluded-glob", "full", shards=1, branch_file="mtp.safetensors")
     shard = (folder / "mtp.safetensors").stat().st_size
