@@ -2,8 +2,8 @@
 
 Knows three kinds of facts: a part of a model (the statement names it, or what it is a part of), a model class (the line
 lies in it, or names it), and an error (the statement raises it, has the fact's number or key, or is of the kind that
-raises it: a subscript for KeyError, an attribute for AttributeError, a call for RuntimeError). Of any other fact it says
-nothing but that the line has to be part of a statement, and no comment.
+raises it: a subscript for KeyError, an attribute for AttributeError, a call for RuntimeError). Of any other fact it
+says nothing but that the line has to be part of a statement, and no comment.
 """
 
 from __future__ import annotations
