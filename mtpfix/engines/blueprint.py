@@ -36,7 +36,8 @@ class Planned:
     `places` are the names on disk it is fed from, stored or not; `prefix` is what the engine asks its lists,
     `param` the parameter path its messages show, `root` that of its group; `index` the number of its layer, `absent`
     whether nothing of that layer is stored. It is built plain under the methods of `plain_for`, unless an allow-list
-    has a name that begins with `unless_listed`. `shares_weight`: of the target's module only the weight is put there.
+    has a name that begins with `unless_listed`; and where a compressed-tensors
+    list has the name `plain_if_listed`. `shares_weight`: of the target's module only the weight is put there.
     """
 
     name: str
@@ -58,6 +59,8 @@ class Planned:
     partial_scalars: bool
     unfused: bool
     dequantizes: tuple[str, ...] = ()
+    scalars_joined: Table | None = None
+    plain_if_listed: str = ""
     suffixes: tuple[str, ...] = ()
     split: bool = True
     groups: Table = field(default_factory=dict)
@@ -175,6 +178,8 @@ def _modules(
                 partial_scalars=bool(pick(entry.get("partial_scalars"), version)),
                 unfused=bool(pick(entry.get("unfused"), version)),
                 dequantizes=tuple(entry.get("dequantizes", ())),
+                scalars_joined=pick(entry.get("scalars_joined"), version),
+                plain_if_listed=_below(prefix, entry["plain_if_listed"]) if "plain_if_listed" in entry else "",
                 suffixes=tuple(entry.get("suffixes", ())),
                 split=bool(entry.get("split", True)),
                 groups=entry.get("groups", {}),

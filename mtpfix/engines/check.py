@@ -29,6 +29,7 @@ GROUP_KEYS = {"disk", "prefix", "param", "modules", "versions", "plain_for", "pl
 MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
+    "scalars_joined", "plain_if_listed",
     "plain_when", "split", "groups", *SLOTS,
 }  # fmt: skip
 LAYERS = {"column", "merged", "qkv", "row", "replicated", "linear", "head", "embedding", "experts", "norm"}

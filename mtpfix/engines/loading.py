@@ -179,7 +179,25 @@ def _load(
                 continue
             written[suffix or "weight"] = written.get(suffix or "weight", 0) + 1
             yield from _copy(module, place, item, suffix, part, parameter, kind, loader)
+    if planned.scalars_joined is not None:
+        yield from _join_scalars(module, planned.scalars_joined, [item for _, item in present])
     yield from _unwritten(module, present, stored, table, written, loader)
+
+
+def _join_scalars(module: Module, fact: Table, items: Sequence[Stored]) -> Iterator[Event]:
+    """Yield what is raised by a loader that joins the parts of a module: tensors without a dimension cannot be."""
+    if len(items) < len(module.planned.places):
+        return
+    for suffix in sorted(set.intersection(*(set(item.parts) for item in items))):
+        if any(item.parts[suffix].shape for item in items):
+            continue
+        shard, tensor, name = max(
+            (shard_key(item.parts[suffix].order[0]), item.parts[suffix].order[1], item.module) for item in items
+        )
+        because = (*module.because, fact["source"])
+        yield Event(
+            "scale-shape", Outcome.CRASH, name, tensor, fact["does"], fact["text"], because, (LOAD, shard, tensor)
+        )
 
 
 def _seen(item: Stored, loader: Loader) -> Stored:
@@ -341,14 +359,16 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _mismatch(layer: str, built: Format, slot: str, relation: str, loader: Loader) -> Table | None:
     if layer == "experts":
         layer = "experts_w2" if slot == "w2" else "experts_w13"
-    form = "plain" if built.plain else "nvfp4" if built in NVFP4 else "other"
+    forms = {"plain"} if built.plain else {"nvfp4"} if built in NVFP4 else {"other"}
+    if built is Format.NVFP4_A16:
+        forms.add("nvfp4-a16")
     return next(
         (
             row
             for row in loader.mismatch
             if layer in _names(row["layer"])
             and relation in _names(row["stored"])
-            and ("built" not in row or form in _names(row["built"]))
+            and ("built" not in row or forms.intersection(_names(row["built"])))
         ),
         None,
     )

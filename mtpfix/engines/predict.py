@@ -309,7 +309,11 @@ def _simulate(
             checks = [row for row in engine.table.get("split", ()) if covers(row["versions"], version)]
     built: list[Built] = []
     for position, planned in enumerate(blueprint.modules):
-        plain = planned.never or ((resolved.method or "") in planned.plain_for and not _is_listed(planned, resolved))
+        plain = (
+            planned.never
+            or ((resolved.method or "") in planned.plain_for and not _is_listed(planned, resolved))
+            or (resolved.method == "compressed-tensors" and planned.plain_if_listed in decider.lists.excludes.names)
+        )
         decision = decider.decide(planned.prefix, planned.layer, plain=plain)
         because = tuple(dict.fromkeys(source for source in (*decision.because, planned.source) if source))
         names = tuple(dict.fromkeys(place.module for place in planned.places))
