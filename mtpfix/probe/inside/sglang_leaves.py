@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .absent import stand_in, stand_in_with_kinds
+from .absent import Anything, stand_in, stand_in_with_kinds
 from .patches import declare_torchvision, note, swap, try_import
 from .watch import Watch
 
@@ -50,6 +50,9 @@ def replace_leaves() -> None:
     swap(torch.cuda, "get_device_capability", lambda *_, **__: (10, 0), BLACKWELL)
     for name in ("empty_cache", "synchronize"):
         swap(torch.cuda, name, lambda *_, **__: None, "there is no GPU")
+    swap(torch.cuda, "Stream", Anything, "there is no GPU")
+    if not hasattr(torch.cpu, "empty_cache"):
+        torch.cpu.empty_cache = lambda: None
     swap(torch.Tensor, "cuda", lambda self, *_, **__: self, "there is no GPU")
     importlib.import_module("sglang")
     note("concurrent.futures", "weights are copied in the calling thread")
@@ -61,7 +64,20 @@ def replace_leaves() -> None:
     loader = importlib.import_module("sglang.srt.model_loader.loader")
     swap(loader, "get_device_capability", lambda *_, **__: (10, 0), BLACKWELL)
     importlib.import_module("sglang.srt.layers.quantization.modelopt_quant")
+    replace_leaves_of_attention()
     importlib.import_module("sglang.srt.models.registry")
+
+
+def replace_leaves_of_attention() -> None:
+    """Let rotary embeddings be made on the CPU, and the indexer be built as on a GPU, where it fuses two layers."""
+    for name in ("sglang.srt.layers.rotary_embedding", "sglang.srt.layers.rotary_embedding.rope_variant"):
+        swap(try_import(name), "get_device", lambda *_, **__: "cpu", "there is no GPU")
+    for name in ("nsa.nsa_indexer", "dsa.dsa_indexer"):
+        indexer = try_import(f"sglang.srt.layers.attention.{name}")
+        swap(indexer, "_is_cuda", value=True, why=BLACKWELL)
+        swap(indexer, "resolve_num_sms", lambda *_, **__: 148, BLACKWELL)
+        if indexer is not None:
+            indexer.deep_gemm = types.SimpleNamespace(get_num_sms=lambda: 148)
 
 
 def allow_known_configurations() -> None:
