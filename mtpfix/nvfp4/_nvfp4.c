@@ -30,6 +30,9 @@ static void find_variants(void) {
         variants[count++] = &nvfp4_avx2;
     }
 #endif
+#ifdef NVFP4_NEON
+    variants[count++] = &nvfp4_neon; /* every 64-bit ARM processor has it */
+#endif
     variants[count] = &nvfp4_portable;
     chosen = variants[0];
 }

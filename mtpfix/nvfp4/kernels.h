@@ -38,6 +38,10 @@ NVFP4_HIDDEN extern const Nvfp4Kernels nvfp4_portable;
 NVFP4_HIDDEN extern const Nvfp4Kernels nvfp4_avx2;
 NVFP4_HIDDEN extern const Nvfp4Kernels nvfp4_avx512;
 #endif
+#if defined(__aarch64__) && defined(__ARM_NEON) && defined(__GNUC__) && !defined(__AARCH64EB__)
+#define NVFP4_NEON
+NVFP4_HIDDEN extern const Nvfp4Kernels nvfp4_neon;
+#endif
 
 /* Values of the 127 E4M3 codes and their reciprocals, with room for the codes that the search would try beyond. */
 #define NVFP4_TABLE_FIRST NVFP4_SEARCH_FIRST
