@@ -167,7 +167,8 @@ class Written:
     """What a run of the writer left: the folder, the plan's digest, and what it took.
 
     `changed` are files written anew; `kept` counts unchanged ones by how they came in (`hardlink`: 12; `earlier`: by
-    the run that this one continued); `bytes_written` is what this run wrote itself, copies included. `resumed`: an
+    the run that this one continued); `bytes_written` is what this run wrote itself, copies included. `errors` are the
+    weight errors, plain and with the scales chosen, of what this run quantized with searched scales. `resumed`: an
     interrupted run was finished; `already`: the result was there before, and nothing was written. `backup` is where a
     repair in place put the old files.
     """
@@ -181,3 +182,4 @@ class Written:
     resumed: bool = False
     already: bool = False
     backup: Path | None = None
+    errors: tuple[tuple[str, float, float], ...] = ()

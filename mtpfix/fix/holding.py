@@ -45,7 +45,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One tensor as it stands: its shard, and either where it lies in a file or how it is made."""
+    """One tensor as it stands: its shard, and either where it lies in a file or how it is made.
+
+    `origin` is where the bytes of one that is made by copying lie now.
+    """
 
     name: str
     dtype: str
@@ -53,6 +56,7 @@ class Held:
     shard: str
     place: Place | None = None
     made: NewTensor | None = None
+    origin: Place | None = None
 
     @property
     def size(self) -> int:
@@ -119,9 +123,9 @@ class Holding:
         if held.place is not None:
             self.dropped.setdefault(held.shard, []).append(held.name)
 
-    def put(self, tensor: NewTensor, shard: str) -> None:
+    def put(self, tensor: NewTensor, shard: str, origin: Place | None = None) -> None:
         """Put a new tensor into a shard."""
-        self.held[tensor.name] = Held(tensor.name, tensor.dtype, tensor.shape, shard, made=tensor)
+        self.held[tensor.name] = Held(tensor.name, tensor.dtype, tensor.shape, shard, made=tensor, origin=origin)
 
 
 def _number(name: str, pattern: tuple[str, str, str]) -> int | None:

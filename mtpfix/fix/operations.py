@@ -96,13 +96,15 @@ class Dequantize:
 class Quantize:
     """Store modules in NVFP4 with one global scale for all of them, those of one expert for each expert.
 
-    `input_scale` is the scale of their inputs, in ModelOpt's sense (amax / 2688), None where inputs stay 16-bit.
+    `input_scale` is the scale of their inputs, in ModelOpt's sense (amax / 2688), None where inputs stay 16-bit. With
+    `scale_search` block scales are those of least squared error among eight, not ModelOpt's own.
     """
 
     action: ClassVar[str] = "quantize"
     modules: tuple[str, ...]
     dialect: Dialect
     input_scale: float | None
+    scale_search: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +257,8 @@ def _value(kind: str, value: object) -> Any:
         case "str" if isinstance(value, str):
             return value
         case "int" if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        case "bool" if isinstance(value, bool):
             return value
         case "float" if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)

@@ -16,6 +16,7 @@ from mtpfix.fix.changes import Changes, Link, Progress, Snapshot, Written
 from mtpfix.fix.check import checker
 from mtpfix.fix.graft import files_read
 from mtpfix.fix.judge import is_complete
+from mtpfix.fix.packing import Packing
 from mtpfix.fix.perform import changes_of
 from mtpfix.fix.plan import Plan, default_engines, make_plan, plan_of, requests_for
 from mtpfix.fix.planfile import check_source, read_plan
@@ -36,9 +37,9 @@ class Prepared:
     snapshot: Snapshot
     reads: tuple[Snapshot, ...] = ()
 
-    def changes(self) -> Changes:
-        """Return what the writer is to do."""
-        return changes_of(self.context.checkpoint, self.plan.operations, self.snapshot, self.reads)
+    def changes(self, packing: Packing | None = None) -> Changes:
+        """Return what the writer is to do; `packing` says how weights are quantized, and is told what came of it."""
+        return changes_of(self.context.checkpoint, self.plan.operations, self.snapshot, self.reads, packing)
 
 
 def prepare(ref: str, engines: Sequence[str] | None, wishes: Wishes, *, in_place: bool = False) -> Prepared:
@@ -114,17 +115,22 @@ def carry_out(
     in_place: bool = False,
     overlay: bool = False,
     link: Link = Link.AUTO,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> Written:
     """Write a plan's result to `out`, or into the source itself, checked before anything is published.
 
-    Raises UsageError where neither or both are asked for, and whatever the writer and the check raise.
+    `device` is where weights are quantized: the CPU unless it names a CUDA device; the bytes are the same. Raises
+    UsageError where neither or both of `out` and `in_place` are given, and whatever the writer and the check raise.
     """
     if (out is None) == (not in_place):
         raise UsageError("give either a folder for the result or --in-place", "for example --out DIR")
     trial = Trial(prepared.context, prepared.plan.operations)
     verify = checker(prepared.context, prepared.plan.operations, trial.bad)
-    changes = prepared.changes()
+    packing = Packing(device)
+    changes = prepared.changes(packing)
     if out is None:
         return write_in_place(changes, verify=verify)
-    return write(changes, out, link=link, overlay=overlay, verify=verify, progress=progress)
+    written = write(changes, out, link=link, overlay=overlay, verify=verify, progress=progress)
+    sums = [(name, error, error.squares or 1.0) for name, error in packing.errors.items()]
+    return replace(written, errors=tuple((name, sum_.plain / by, sum_.chosen / by) for name, sum_, by in sums))

@@ -41,25 +41,30 @@ from mtpfix.fix.splice import splice
 from mtpfix.model import EXPERT, Checkpoint, Dialect, Stored
 
 if TYPE_CHECKING:
-    from mtpfix.fix.tensors import Group
+    from mtpfix.fix.packing import Group, Packing
 
-COMPUTING = (Dequantize, Quantize, ShareScale)
-"""Operations for which torch is needed."""
+COMPUTING = (Dequantize, ShareScale)
+"""Operations for which torch is needed; quantizing needs it where the compiled library does not run, or on a GPU."""
+INVERSE_SCALES = ("weight_scale_inv", "weight_scale", "scale")
+"""Suffixes of the scales of FP8 blocks."""
 
 
 def changes_of(
-    checkpoint: Checkpoint, operations: Sequence[Operation], snapshot: Snapshot, reads: Sequence[Snapshot] = ()
+    checkpoint: Checkpoint,
+    operations: Sequence[Operation],
+    snapshot: Snapshot,
+    reads: Sequence[Snapshot] = (),
+    packing: Packing | None = None,
 ) -> Changes:
     """Return the changes to a checkpoint's files that operations stand for.
 
-    `snapshot` is of its folder, `reads` of those that tensors are grafted from. Raises FormatError where an operation
-    does not apply, MtpfixError where torch is needed and absent.
+    `snapshot` is of its folder, `reads` of those that tensors are grafted from; `packing` says how weights are
+    quantized, and is told what came of it. Raises FormatError where an operation does not apply, MtpfixError where
+    torch, or the device, is needed and absent.
     """
-    if any(isinstance(operation, COMPUTING) for operation in operations):
-        from mtpfix.nvfp4.format import require_torch
-
-        require_torch()
-    files: list[FileChange] = [*_json_changes(snapshot.folder, operations), *_shard_changes(checkpoint, operations)]
+    packing = _packing(operations, packing)
+    shards = _shard_changes(checkpoint, operations, packing)
+    files: list[FileChange] = [*_json_changes(snapshot.folder, operations), *shards]
     changes = Changes(
         source=snapshot,
         files=tuple(files),
@@ -69,6 +74,22 @@ def changes_of(
         reads=tuple(reads),
     )
     return with_index(changes, rebuild=any(isinstance(operation, Reindex) for operation in operations))
+
+
+def _packing(operations: Sequence[Operation], packing: Packing | None) -> Packing | None:
+    """Return how weights are quantized, None where none is, or raise where what computes is absent."""
+    if any(isinstance(operation, COMPUTING) for operation in operations):
+        from mtpfix.nvfp4.format import require_torch
+
+        require_torch()
+    if not any(isinstance(operation, Quantize) for operation in operations):
+        return None
+    from mtpfix.fix.packing import Packing
+    from mtpfix.nvfp4.stream import opener
+
+    packing = packing or Packing()
+    opener(packing.device)
+    return packing
 
 
 def _public_name(checkpoint: Checkpoint) -> str:
@@ -97,13 +118,15 @@ def _json_changes(folder: Path, operations: Sequence[Operation]) -> Iterator[Fil
 # ------------------------------------------------------------------------------------------------------- tensors
 
 
-def _shard_changes(checkpoint: Checkpoint, operations: Sequence[Operation]) -> Iterator[FileChange]:
+def _shard_changes(
+    checkpoint: Checkpoint, operations: Sequence[Operation], packing: Packing | None
+) -> Iterator[FileChange]:
     holding = Holding(checkpoint)
     current = checkpoint
     for operation in operations:
         if isinstance(operation, (*ON_JSON, Reindex)):
             continue
-        _perform(operation, holding, current)
+        _perform(operation, holding, current, packing)
         current = preview(current, [operation])
     known = {shard.name for shard in checkpoint.shards}
     left = {tensor.shard for tensor in current.tensors}
@@ -123,12 +146,12 @@ def _shard_changes(checkpoint: Checkpoint, operations: Sequence[Operation]) -> I
             yield EditedShard(shard, tuple(dropped), put)
 
 
-def _perform(operation: Operation, holding: Holding, current: Checkpoint) -> None:
+def _perform(operation: Operation, holding: Holding, current: Checkpoint, packing: Packing | None) -> None:
     match operation:
         case Dequantize():
             _dequantize(operation, holding, _stored(current, operation.module))
-        case Quantize():
-            _quantize(operation, holding)
+        case Quantize() if packing is not None:
+            _quantize(operation, holding, packing)
         case AddScale():
             _add_scale(operation, holding)
         case ShareScale():
@@ -140,8 +163,9 @@ def _perform(operation: Operation, holding: Holding, current: Checkpoint) -> Non
                 place = Place(Path(operation.folder), tensor.file, tensor.begin)
                 source = Held(tensor.name, tensor.dtype, tensor.shape, operation.shard, place)
                 recipe = f"{tensor.origin} of {tensor.file}, byte {tensor.begin}"
-                holding.put(NewTensor(tensor.name, tensor.dtype, tensor.shape, recipe, source.chunks), operation.shard)
-        case AddEntry() | RemoveEntry() | SetValue() | RemoveKey() | Reindex():
+                copied = NewTensor(tensor.name, tensor.dtype, tensor.shape, recipe, source.chunks)
+                holding.put(copied, operation.shard, place)
+        case AddEntry() | RemoveEntry() | SetValue() | RemoveKey() | Reindex() | Quantize():
             pass
         case _:
             assert_never(operation)
@@ -185,34 +209,35 @@ def _dequantize(operation: Dequantize, holding: Holding, stored: Stored) -> None
         _replace(holding, parts.values(), weight.shard, [tensor])
 
 
-def _quantize(operation: Quantize, holding: Holding) -> None:
-    from mtpfix.fix.tensors import Group, reciprocal_of
+def _quantize(operation: Quantize, holding: Holding, packing: Packing) -> None:
+    from mtpfix.fix.packing import Group
 
     members = [list(_experts(holding, module)) for module in operation.modules]
     for row in zip(*members, strict=True):
-        group = Group([weight for _, _, weight in row])
+        tables = [next((parts[name] for name in INVERSE_SCALES if name in parts), None) for _, parts, _ in row]
+        group = Group([weight for _, _, weight in row], tables, packing, search=operation.scale_search)
         shared = ", ".join(weight.name for weight in group.weights)
-        for name, parts, weight in row:
-            made = list(_packed(name, weight, group, operation, shared, reciprocal=reciprocal_of(operation.dialect)))
+        for index, (name, parts, weight) in enumerate(row):
+            made = list(_packed(name, weight, group, index, operation, shared))
             _replace(holding, parts.values(), weight.shard, made)
 
 
-def _packed(
-    name: str, weight: Held, group: Group, operation: Quantize, shared: str, *, reciprocal: bool
-) -> Iterator[NewTensor]:
+def _packed(name: str, weight: Held, group: Group, index: int, operation: Quantize, shared: str) -> Iterator[NewTensor]:
     packed, global_scale, input_scale = scale_names(operation.dialect)
+    reciprocal = operation.dialect is Dialect.COMPRESSED_TENSORS
     *front, columns = weight.shape
     flat = weight.name == name
     single = scalar_shape(weight.shape, operation.dialect)
-    recipe = f"NVFP4 of {weight.name} with one global scale for {shared}"
+    searched = ", scales searched" if operation.scale_search else ""
+    recipe = f"NVFP4 of {weight.name} with one global scale for {shared}{searched}"
 
     def called(suffix: str) -> str:
         return tensor_name(name, f"_{suffix}" if flat else suffix)
 
     head = name if flat else tensor_name(name, packed)
-    yield NewTensor(head, "U8", (*front, columns // 2), recipe, lambda: group.packed(weight))
+    yield NewTensor(head, "U8", (*front, columns // 2), recipe, lambda: group.codes(index))
     scales = (*front, columns // 16)
-    yield NewTensor(called("weight_scale"), "F8_E4M3", scales, recipe, lambda: group.block_scales(weight))
+    yield NewTensor(called("weight_scale"), "F8_E4M3", scales, recipe, lambda: group.block_scales(index))
     yield NewTensor(called(global_scale), "F32", single, recipe, lambda: group.global_scale(reciprocal=reciprocal))
     if operation.input_scale is not None:
         value = 1 / operation.input_scale if reciprocal else operation.input_scale

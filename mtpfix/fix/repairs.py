@@ -57,13 +57,15 @@ Branch = Literal["auto", "keep", "bf16", "nvfp4"]
 class Wishes:
     """What a user wants of a repair: how the branch is stored, and the scale of inputs where none can be derived.
 
-    `graft` is the folder of the base model; `unsafe` admits repairs that are not safe.
+    `graft` is the folder of the base model; `unsafe` admits repairs that are not safe. `scale_search` asks for the
+    block scales of least error where weights are quantized.
     """
 
     mtp: Branch = "auto"
     input_scale: float | None = None
     graft: str | None = None
     unsafe: bool = False
+    scale_search: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +386,7 @@ def quantized(trial: Trial, modules: Sequence[str], wishes: Wishes) -> Iterator[
             if None in values:
                 return
             value = max(one for one in values if one is not None)
-        operations.append(Quantize(group, dialect, value))
+        operations.append(Quantize(group, dialect, value, wishes.scale_search))
     if operations:
         packed = {name for name, item in stored.items() if item.format in NVFP4}
         mixed = [
@@ -411,7 +413,7 @@ def packable(stored: Stored | None) -> bool:
     """Return whether a module's weight can be stored in NVFP4."""
     return (
         stored is not None
-        and stored.format.plain
+        and (stored.format.plain or stored.format is Format.FP8_BLOCK)
         and len(stored.shape) in (2, 3)
         and stored.shape[-1] % 16 == 0
         and math.prod(stored.shape) > 0

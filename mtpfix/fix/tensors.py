@@ -1,14 +1,13 @@
-"""The numbers of tensors that a repair makes: plain weights out of quantized ones, NVFP4 out of plain ones.
+"""The numbers of tensors that a repair makes: plain weights out of quantized ones, and scales that are shared.
 
-The one module here that computes with torch. Gets bytes and gives bytes; knows formats, and nothing of files and
-engines. Computes in float32 and rounds once, at the end.
+The one module here that computes with torch; NVFP4 is made by `packing`. Gets bytes and gives bytes; knows formats,
+and nothing of files and engines. Computes in float32 and rounds once, at the end.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,12 +15,8 @@ from torch import Tensor
 from mtpfix.checkpoint.names import CACHE_SCALES
 from mtpfix.errors import FormatError
 from mtpfix.fix.holding import Held
-from mtpfix.model import Dialect, Format
+from mtpfix.model import Format
 from mtpfix.nvfp4 import dequantize as nvfp4_weight
-from mtpfix.nvfp4 import quantize as nvfp4_codes
-from mtpfix.nvfp4.format import scale_of
-from mtpfix.nvfp4.paths import path_for
-from mtpfix.nvfp4.tensors import measure_finite
 
 DTYPES = {
     "U8": torch.uint8,
@@ -130,53 +125,6 @@ def _mxfp4(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     return (values * exponents.repeat_interleave(32, 1)[:, :columns]).to(torch.bfloat16)
 
 
-# ------------------------------------------------------------------------------------------------------ to NVFP4
-
-
-class Group:
-    """Weights that share one global scale: measured once, however many of their tensors are asked for."""
-
-    def __init__(self, weights: Sequence[Held]) -> None:
-        """Take the weights as they stand, plain ones all."""
-        self.weights = tuple(weights)
-
-    @property
-    def scales(self) -> list[float]:
-        """Return the global scale of each stacked expert, one for a matrix."""
-        return list(_shared_scales(self.weights))
-
-    def packed(self, weight: Held) -> Iterator[bytes]:
-        """Yield the codes of one of the weights."""
-        for matrix, scale in self._matrices(weight):
-            yield raw(nvfp4_codes(matrix, global_scale=scale, name=weight.name).packed)
-
-    def block_scales(self, weight: Held) -> Iterator[bytes]:
-        """Yield the block scales of one of the weights."""
-        for matrix, scale in self._matrices(weight):
-            yield raw(nvfp4_codes(matrix, global_scale=scale, name=weight.name).block_scale)
-
-    def global_scale(self, *, reciprocal: bool) -> Iterator[bytes]:
-        """Yield the global scales."""
-        scales = torch.tensor(self.scales, dtype=torch.float32)
-        yield raw(1 / scales if reciprocal else scales)
-
-    def _matrices(self, weight: Held) -> Iterator[tuple[Tensor, float]]:
-        whole = loaded(weight)
-        matrices = whole.reshape(-1, *whole.shape[-2:])
-        yield from zip(matrices, self.scales, strict=True)
-
-
-@lru_cache(maxsize=64)
-def _shared_scales(weights: tuple[Held, ...]) -> tuple[float, ...]:
-    largest: list[float] = []
-    for held in weights:
-        whole = loaded(held)
-        path = path_for(whole.device.type)
-        found = [measure_finite(path, matrix, None, held.name) for matrix in whole.reshape(-1, *whole.shape[-2:])]
-        largest = [max(pair) for pair in zip(largest, found, strict=True)] if largest else found
-    return tuple(scale_of(amax) for amax in largest)
-
-
 # ---------------------------------------------------------------------------------------------------- shared scale
 
 
@@ -203,8 +151,3 @@ def _globals(held: Held) -> Tensor:
     """Return global scales in ModelOpt's sense, in one dimension."""
     values = loaded(held).double().flatten()
     return 1 / values if held.name.endswith("weight_global_scale") else values
-
-
-def reciprocal_of(dialect: Dialect) -> bool:
-    """Return whether a dialect stores global scales as reciprocals."""
-    return dialect is Dialect.COMPRESSED_TENSORS

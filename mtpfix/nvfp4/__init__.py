@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtpfix.nvfp4.tensors import Quantized, dequantize, quantize, quantize_group
+    from mtpfix.nvfp4.tensors import Quantized, dequantize, quantize, quantize_group, weight_error
 
-__all__ = ["Quantized", "dequantize", "quantize", "quantize_group"]
+__all__ = ["Quantized", "dequantize", "quantize", "quantize_group", "weight_error"]
 
 
 def __getattr__(name: str) -> Any:

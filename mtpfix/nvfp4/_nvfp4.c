@@ -117,6 +117,56 @@ static float load_scale(const uint8_t *scales, size_t at) {
     return scale;
 }
 
+#define SUMS 8 /* that the squares are spread over, so that a vector can hold them and their order is fixed */
+
+typedef struct { double squares[SUMS], errors[SUMS]; } Sums;
+
+static float load_number(const uint8_t *x, int dtype, size_t at) {
+    uint16_t half;
+    float value;
+    if (dtype == NVFP4_FP32) {
+        memcpy(&value, x + 4 * at, 4);
+        return value;
+    }
+    memcpy(&half, x + 2 * at, 2);
+    return dtype == NVFP4_BF16 ? nvfp4_from_bf16(half) : nvfp4_from_fp16(half);
+}
+
+/* Add the squares of at most STRIP numbers, and of what their codes and scales differ from them. */
+static inline void add_squares(const uint8_t *x, int dtype, size_t blocks, float global, const uint8_t *packed,
+                               const uint8_t *scales, Sums *sums) {
+    float back[STRIP];
+    chosen->dequantize[NVFP4_FP32](packed, scales, blocks, global, (uint8_t *)back);
+    for (size_t at = 0; at < blocks * NVFP4_BLOCK; at += SUMS)
+        for (size_t i = 0; i < SUMS; i++) {
+            const double number = (double)load_number(x, dtype, at + i), error = number - (double)back[at + i];
+            sums->squares[i] += number * number;
+            sums->errors[i] += error * error;
+        }
+}
+
+static void add_strip(const uint8_t *x, int dtype, size_t blocks, float global, const uint8_t *packed,
+                      const uint8_t *scales, Sums *sums) {
+    switch (dtype) { /* each a loop of its own */
+    case NVFP4_BF16: add_squares(x, NVFP4_BF16, blocks, global, packed, scales, sums); break;
+    case NVFP4_FP16: add_squares(x, NVFP4_FP16, blocks, global, packed, scales, sums); break;
+    default: add_squares(x, NVFP4_FP32, blocks, global, packed, scales, sums);
+    }
+}
+
+static PyObject *total(const Sums *sums) {
+    double squares = 0, errors = 0;
+    for (int i = 0; i < SUMS; i++) squares += sums->squares[i], errors += sums->errors[i];
+    return Py_BuildValue("(dd)", squares, errors);
+}
+
+/* Expand a row's columns from `begin` to `end`, at most STRIP, to BF16; `scales` are those of its row of blocks. */
+static void expand_strip(const uint8_t *row, const uint8_t *scales, size_t begin, size_t end, uint8_t *strip) {
+    for (size_t at = begin; at < end; at += FP8_BLOCK)
+        chosen->expand(row + at, end - at < FP8_BLOCK ? end - at : FP8_BLOCK, load_scale(scales, at / FP8_BLOCK),
+                       strip + 2 * (at - begin));
+}
+
 /* ------------------------------------------------------------------------------------------------ functions */
 
 static PyObject *amax(PyObject *self, PyObject *args) {
@@ -235,11 +285,8 @@ static PyObject *quantize_fp8(PyObject *self, PyObject *args) {
     for (size_t row = 0; row < (size_t)rows; row++)
         for (size_t begin = 0; begin < width; begin += STRIP) {
             const size_t end = width - begin < STRIP ? width : begin + STRIP;
-            for (size_t at = begin; at < end; at += FP8_BLOCK) {
-                const float scale = load_scale(i.at, (row + (size_t)first) / FP8_BLOCK * across + at / FP8_BLOCK);
-                chosen->expand(x.at + row * width + at, end - at < FP8_BLOCK ? end - at : FP8_BLOCK, scale,
-                               strip + 2 * (at - begin));
-            }
+            const uint8_t *row_scales = i.at + (row + (size_t)first) / FP8_BLOCK * across * 4;
+            expand_strip(x.at + row * width, row_scales, begin, end, strip);
             chosen->quantize[NVFP4_BF16](strip, (end - begin) / NVFP4_BLOCK, (float)given, search,
                                          p.at + (row * width + begin) / 2, s.at + row * blocks + begin / NVFP4_BLOCK);
         }
@@ -282,6 +329,79 @@ done:
     return result;
 }
 
+static PyObject *measure_error(PyObject *self, PyObject *args) {
+    PyObject *source, *packed, *scales;
+    Py_ssize_t count;
+    int dtype;
+    double given;
+    Memory x = {0}, p = {0}, s = {0};
+    PyObject *result = NULL;
+    Sums sums = {{0}, {0}};
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OindOO:measure_error", &source, &dtype, &count, &given, &packed, &scales)) return NULL;
+    if (check_count((size_t)count, dtype) < 0 || check_global(given) < 0) return NULL;
+    const size_t blocks = (size_t)count / NVFP4_BLOCK, width = width_of(dtype), most = STRIP / NVFP4_BLOCK;
+    if (open_memory(source, (size_t)count * width, 0, "the source", &x) < 0) goto done;
+    if (open_memory(packed, blocks * NVFP4_BLOCK / 2, 0, "the codes", &p) < 0) goto done;
+    if (open_memory(scales, blocks, 0, "the scales", &s) < 0) goto done;
+    Py_BEGIN_ALLOW_THREADS
+    fenv_t saved;
+    enter(&saved);
+    for (size_t b = 0; b < blocks; b += most)
+        add_strip(x.at + b * NVFP4_BLOCK * width, dtype, blocks - b < most ? blocks - b : most, (float)given,
+                  p.at + b * NVFP4_BLOCK / 2, s.at + b, &sums);
+    leave(&saved);
+    Py_END_ALLOW_THREADS
+    result = total(&sums);
+done:
+    close_memory(&x);
+    close_memory(&p);
+    close_memory(&s);
+    return result;
+}
+
+static PyObject *measure_error_fp8(PyObject *self, PyObject *args) {
+    PyObject *source, *scale_inv, *packed, *scales;
+    Py_ssize_t rows, columns;
+    double given;
+    Memory x = {0}, i = {0}, p = {0}, s = {0};
+    PyObject *result = NULL;
+    Sums sums = {{0}, {0}};
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOnndOO:measure_error_fp8", &source, &scale_inv, &rows, &columns, &given, &packed,
+                          &scales))
+        return NULL;
+    if (rows < 0 || columns < 0 || check_matrix((size_t)rows, (size_t)columns, 0) < 0)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "a size is negative");
+    if (check_global(given) < 0) return NULL;
+    const size_t width = (size_t)columns, blocks = width / NVFP4_BLOCK;
+    const size_t across = (width + FP8_BLOCK - 1) / FP8_BLOCK, down = ((size_t)rows + FP8_BLOCK - 1) / FP8_BLOCK;
+    if (open_memory(source, (size_t)rows * width, 0, "the source", &x) < 0) goto done;
+    if (open_memory(scale_inv, across * down * 4, 0, "weight_scale_inv", &i) < 0) goto done;
+    if (open_memory(packed, (size_t)rows * width / 2, 0, "the codes", &p) < 0) goto done;
+    if (open_memory(scales, (size_t)rows * blocks, 0, "the scales", &s) < 0) goto done;
+    Py_BEGIN_ALLOW_THREADS
+    fenv_t saved;
+    uint8_t strip[STRIP * 2];
+    enter(&saved);
+    for (size_t row = 0; row < (size_t)rows; row++)
+        for (size_t begin = 0; begin < width; begin += STRIP) {
+            const size_t end = width - begin < STRIP ? width : begin + STRIP;
+            expand_strip(x.at + row * width, i.at + row / FP8_BLOCK * across * 4, begin, end, strip);
+            add_strip(strip, NVFP4_BF16, (end - begin) / NVFP4_BLOCK, (float)given, p.at + (row * width + begin) / 2,
+                      s.at + row * blocks + begin / NVFP4_BLOCK, &sums);
+        }
+    leave(&saved);
+    Py_END_ALLOW_THREADS
+    result = total(&sums);
+done:
+    close_memory(&x);
+    close_memory(&i);
+    close_memory(&p);
+    close_memory(&s);
+    return result;
+}
+
 static PyObject *list_variants(PyObject *self, PyObject *args) {
     (void)self;
     (void)args;
@@ -317,6 +437,10 @@ static PyMethodDef methods[] = {
     {"quantize_fp8", quantize_fp8, METH_VARARGS,
      "quantize_fp8(source, scale_inv, rows, columns, first, global_scale, search, packed, scales)"},
     {"dequantize", dequantize, METH_VARARGS, "dequantize(packed, scales, dtype, count, global_scale, target)"},
+    {"measure_error", measure_error, METH_VARARGS,
+     "measure_error(source, dtype, count, global_scale, packed, scales): sums of squares: of numbers, of their errors."},
+    {"measure_error_fp8", measure_error_fp8, METH_VARARGS,
+     "measure_error_fp8(source, scale_inv, rows, columns, global_scale, packed, scales): the same."},
     {"variants", list_variants, METH_NOARGS, "The variants that this processor can run, the best first."},
     {"use", use, METH_O, "use(name): run this variant from now on."},
     {"used", used, METH_NOARGS, "The variant that runs."},

@@ -200,6 +200,28 @@ def dequantize(
     split(run, count, BLOCK, threads, count)
 
 
+def measure_error(
+    source: Memory, dtype: str, count: int, global_scale: float, packed: Memory, block_scale: Memory
+) -> tuple[float, float]:
+    """Return two sums over numbers: of their squares, and of the squares of what codes and scales differ from them."""
+    squares, errors = loaded().measure_error(source, DTYPES[dtype], count, global_scale, packed, block_scale)
+    return float(squares), float(errors)
+
+
+def measure_error_fp8(
+    source: Memory,
+    scale_inv: Memory,
+    rows: int,
+    columns: int,
+    global_scale: float,
+    packed: Memory,
+    block_scale: Memory,
+) -> tuple[float, float]:
+    """Return the same of an E4M3 matrix under its scales, by way of BF16; `scale_inv` as in `amax_fp8`."""
+    squares, errors = loaded().measure_error_fp8(source, scale_inv, rows, columns, global_scale, packed, block_scale)
+    return float(squares), float(errors)
+
+
 # ------------------------------------------------------------------------------------------------- pieces
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mtpfix.errors import MtpfixError
-from mtpfix.nvfp4 import cubin
+from mtpfix.nvfp4 import cubin, reference
 from mtpfix.nvfp4.format import BLOCK, FP8_BLOCK
 from mtpfix.nvfp4.paths import Route
 from mtpfix.nvfp4.workspace import Workspace
@@ -65,6 +65,16 @@ def unpack(packed: Tensor, block_scale: Tensor, global_scale: float, dtype: torc
     shared = torch.full((1,), global_scale, dtype=torch.float32, device=packed.device)
     launch_unpack(aligned(packed), aligned(block_scale), shared, weight)
     return weight
+
+
+def measure_error(
+    weight: Tensor, packed: Tensor, block_scale: Tensor, global_scale: float, scale_inv: Tensor | None = None
+) -> tuple[float, float]:
+    """Return the sums of squares of a matrix and of its errors. Arguments as in `reference.measure_error`.
+
+    Plain torch, as it is for reports alone.
+    """
+    return reference.measure_error(weight, packed, block_scale, global_scale, scale_inv)
 
 
 def survey() -> Route:
@@ -226,6 +236,18 @@ class DeviceWorkspace:
             self._codes.fetch(count // 2)
             self._scales.fetch(count // BLOCK)
         self._stream.synchronize()
+
+    def measure_error(
+        self, dtype: str, count: int, columns: int, scales_of_fp8: memoryview | None, scale: float
+    ) -> tuple[float, float]:
+        """Return the sums of squares; source and results are still on the device."""
+        with on_stream(self._stream):
+            flat = self._source.device[: count * FORMATS[dtype].itemsize].view(FORMATS[dtype])
+            weight = flat.view(-1, columns if dtype == "F8_E4M3" else BLOCK)
+            rows = len(weight)
+            packed = self._codes.device[: count // 2].view(rows, -1)
+            scales = self._scales.device[: count // BLOCK].view(torch.float8_e4m3fn).view(rows, -1)
+            return measure_error(weight, packed, scales, scale, self._table(scales_of_fp8, columns))
 
     def dequantize(self, dtype: str, count: int, scale: float) -> memoryview:
         """Return the numbers' bytes."""

@@ -71,3 +71,18 @@ def unpack(packed: Tensor, block_scale: Tensor, global_scale: float, dtype: torc
             threads=torch.get_num_threads(),
         )
     return weight
+
+
+def measure_error(
+    weight: Tensor, packed: Tensor, block_scale: Tensor, global_scale: float, scale_inv: Tensor | None = None
+) -> tuple[float, float]:
+    """Return the sums of squares of a matrix and of its errors. Arguments as in `reference.measure_error`."""
+    weight, packed, block_scale = weight.contiguous(), packed.contiguous(), block_scale.contiguous()
+    if not weight.numel():
+        return 0.0, 0.0
+    stored = global_scale, packed.data_ptr(), block_scale.data_ptr()
+    if scale_inv is None:
+        return cpu.measure_error(weight.data_ptr(), DTYPES[weight.dtype], weight.numel(), *stored)
+    scales = scale_inv.float().contiguous()
+    rows, columns = weight.shape
+    return cpu.measure_error_fp8(weight.data_ptr(), scales.data_ptr(), rows, columns, *stored)

@@ -80,6 +80,21 @@ def unpack(packed: Tensor, block_scale: Tensor, global_scale: float, dtype: torc
     return weight
 
 
+def measure_error(
+    weight: Tensor, packed: Tensor, block_scale: Tensor, global_scale: float, scale_inv: Tensor | None = None
+) -> tuple[float, float]:
+    """Return two sums over a matrix: of its squares, and of the squares of what codes and scales differ from it."""
+    squares, errors, begin = 0.0, 0.0, 0
+    for chunk in rows_of(weight, scale_inv):
+        end = begin + len(chunk)
+        back = unpack(packed[begin:end], block_scale[begin:end], global_scale, torch.float32)
+        numbers = chunk.double()
+        squares += float(numbers.square().sum())
+        errors += float((numbers - back.double()).square().sum())
+        begin = end
+    return squares, errors
+
+
 # ------------------------------------------------------------------------------------------------- pieces
 
 

@@ -7,9 +7,12 @@
     for piece in group.block_scales(0): ...     # weight_scale: float8_e4m3fn [rows, columns / 16], in order
     for piece in dequantize(codes, block_scales, global_scale, "BF16"): ...
 
+    group.error(0)                              # WeightError, of a group made with measure_errors=True
+
 A piece is a memoryview that is valid until the next is asked for. While the caller writes one, threads read and convert
 those after it. Everything may be asked for again and gives the same bytes. Block scales come with the codes: they are
-kept (1/32 of a BF16 weight) from the end of `codes` until `block_scales` has handed them out, else worked out anew.
+kept (1/32 of a BF16 weight) from the end of `codes` until `block_scales` has handed them out; where they would be too
+many, and when asked for again, they are worked out anew.
 
 Stopping is always safe: a caller that stops asking, or an exception such as KeyboardInterrupt, ends the threads and
 closes the files. Knows bytes at offsets; knows nothing of checkpoints, headers or the names that scales have in one.
@@ -24,7 +27,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -46,6 +49,9 @@ from mtpfix.nvfp4.workspace import Workspace, open_workspace
 WIDTHS = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1}
 """Bytes of one number of the dtypes that can be quantized, as a safetensors header spells them."""
 
+TABLES = {"F32": 4, "BF16": 2, "F8_E8M0": 1, "U8": 1}
+"""Bytes of one number of the dtypes that `weight_scale_inv` may have."""
+
 PIECE = 1 << 20
 """Bytes of a source read at a time: long for a disk, short for a processor's cache."""
 
@@ -53,6 +59,10 @@ PIECE_OF_DEVICE = 16 << 20
 """The same for a CUDA device, which is behind a bus."""
 
 MEMORY = 256 << 20
+"""Bytes of buffers, unless another bound is given."""
+
+KEPT = 64 << 20
+"""Bytes of block scales that a group keeps from `codes` for `block_scales`; those of larger weights are made twice."""
 
 BF16_OVERFLOW = 3.3961775292304597e38
 """The least magnitude that rounds to infinity in BF16."""
@@ -63,19 +73,40 @@ Progress: TypeAlias = Callable[[int], None]
 Result = TypeVar("Result")
 
 
+File: TypeAlias = Path | int | Callable[[], AbstractContextManager[int]]
+"""A path, a descriptor that stays open, or what opens the file and yields a descriptor."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A row-major tensor in a file: `shape` from byte `offset` on; `file` is a path, or a descriptor that stays open.
+    """A row-major tensor in a file: `shape` from byte `offset` on.
 
-    An FP8 weight (F8_E4M3) has its `weight_scale_inv` in `scale_inv`: F32 or BF16 [rows / 128, columns / 128].
+    An FP8 weight (F8_E4M3) has its `weight_scale_inv` in `scale_inv`: F32, BF16 or F8_E8M0 (which some files call U8)
+    [rows / 128, columns / 128].
     """
 
-    file: Path | int
+    file: File
     offset: int
     dtype: str
     shape: tuple[int, ...]
     name: str = ""
     scale_inv: StoredTensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightError:
+    """Sums over a weight's numbers: their squares, and those of their errors with plain scales and with those chosen.
+
+    `plain` and `chosen` relative to `squares` are what `nvfp4.weight_error` returns.
+    """
+
+    squares: float
+    plain: float
+    chosen: float
+
+    def __add__(self, other: WeightError) -> WeightError:
+        """Return the sums over both weights."""
+        return WeightError(self.squares + other.squares, self.plain + other.plain, self.chosen + other.chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +122,10 @@ class QuantizedGroup:
 
     `weights` are BF16, F16, F32 or F8_E4M3, [rows, columns] with columns a multiple of 16; an engine's fused modules
     (q, k and v; gate and up) belong into one group. `global_scale` is amax / 2688 of all of them unless given;
-    `scale_search` chooses block scales by squared error; `device` is the CPU unless it names a CUDA device; `memory`
-    bounds the buffers, in bytes. Raises TensorError for what cannot be quantized: when made, or when measured for
-    numbers that are not finite; FormatError where a file ends too early.
+    `scale_search` chooses block scales by squared error; with `measure_errors` the errors of plain and chosen scales
+    are added up on the way. `device` is the CPU unless it names a CUDA device; `memory` and `kept` bound, in bytes, the
+    buffers and the block scales that wait to be asked for. Raises TensorError for what cannot be quantized: when made,
+    or when measured for numbers that are not finite; FormatError where a file ends too early.
     """
 
     def __init__(
@@ -102,8 +134,10 @@ class QuantizedGroup:
         *,
         global_scale: float | None = None,
         scale_search: bool = False,
+        measure_errors: bool = False,
         device: str | None = None,
         memory: int = MEMORY,
+        kept: int = KEPT,
         progress: Progress | None = None,
     ) -> None:
         for weight in weights:
@@ -112,8 +146,10 @@ class QuantizedGroup:
             check_global_scale(global_scale, weights[0].name if weights else None)
         self._weights = tuple(weights)
         self._search = scale_search
+        self._errors: dict[int, WeightError] | None = {} if measure_errors else None
         self._device = device
         self._memory = memory
+        self._kept = kept
         self._progress = progress
         self._amax: float | None = None
         self._scale = global_scale
@@ -134,11 +170,14 @@ class QuantizedGroup:
 
     def codes(self, index: int) -> Iterator[memoryview]:
         """Yield the codes of one weight, two to a byte, the even column in the low nibble."""
+        keeps = math.prod(self._weights[index].shape) // BLOCK <= self._kept
         kept: list[bytes] = []
         for workspace, span in self._quantized(index):
-            kept.append(bytes(workspace.scales(span.count)))
+            if keeps:
+                kept.append(bytes(workspace.scales(span.count)))
             yield workspace.codes(span.count)
-        self._scales[index] = kept
+        if keeps:
+            self._scales[index] = kept
 
     def block_scales(self, index: int) -> Iterator[memoryview]:
         """Yield the block scales of one weight, E4M3, row by row."""
@@ -148,6 +187,10 @@ class QuantizedGroup:
             return
         for workspace, span in self._quantized(index):
             yield workspace.scales(span.count)
+
+    def error(self, index: int) -> WeightError | None:
+        """Return the errors of one weight, None before all its codes were handed out or where none are measured."""
+        return None if self._errors is None else self._errors.get(index)
 
     def _measure(self, weight: StoredTensor) -> float:
         def measure(workspace: Workspace, span: Span, scales: memoryview | None) -> float:
@@ -163,11 +206,24 @@ class QuantizedGroup:
     def _quantized(self, index: int) -> Iterator[tuple[Workspace, Span]]:
         weight, scale = self._weights[index], self.global_scale()
 
-        def quantize(workspace: Workspace, span: Span, scales: memoryview | None) -> None:
-            workspace.quantize(weight.dtype, span.count, weight.shape[1], scales, scale, search=self._search)
+        def quantize(workspace: Workspace, span: Span, scales: memoryview | None) -> WeightError:
+            what = weight.dtype, span.count, weight.shape[1], scales, scale
+            squares = plain = 0.0
+            if self._errors is not None and self._search:
+                workspace.quantize(*what, search=False)
+                squares, plain = workspace.measure_error(*what)
+            workspace.quantize(*what, search=self._search)
+            if self._errors is None:
+                return nothing
+            squares, chosen = workspace.measure_error(*what)
+            return WeightError(squares, plain if self._search else chosen, chosen)
 
-        for workspace, span, _ in self._run(weight, quantize):
+        nothing = whole = WeightError(0.0, 0.0, 0.0)
+        for workspace, span, error in self._run(weight, quantize):
+            whole += error
             yield workspace, span
+        if self._errors is not None:
+            self._errors[index] = whole
 
     def _run(
         self, weight: StoredTensor, work: Callable[[Workspace, Span, memoryview | None], Result]
@@ -293,10 +349,14 @@ def spans_of(weight: StoredTensor, piece: int) -> list[Span]:
 
 
 @contextmanager
-def opened(file: Path | int) -> Iterator[int]:
+def opened(file: File) -> Iterator[int]:
     """Open a path for reading; a descriptor is only passed on."""
     if isinstance(file, int):
         yield file
+        return
+    if not isinstance(file, Path):
+        with file() as descriptor:
+            yield descriptor
         return
     descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
@@ -317,12 +377,19 @@ def read_exactly(file: int, offset: int, target: memoryview, tensor: StoredTenso
 
 def read_scales(stored: StoredTensor) -> memoryview:
     """Return a whole `weight_scale_inv` in F32."""
-    content = bytearray(math.prod(stored.shape) * (4 if stored.dtype == "F32" else 2))
+    content = bytearray(math.prod(stored.shape) * TABLES[stored.dtype])
     with opened(stored.file) as file:
         read_exactly(file, stored.offset, memoryview(content), stored)
-    if stored.dtype == "F32":
-        return memoryview(content)
-    return memoryview(bytearray(array("I", (half << 16 for half in memoryview(content).cast("H"))).tobytes()))
+    match stored.dtype:
+        case "F32":
+            return memoryview(content)
+        case "BF16":
+            numbers = array("I", (half << 16 for half in memoryview(content).cast("H")))
+        case _:  # exponents: 255 is NaN, and 0 is 2^-127, which is subnormal
+            numbers = array(
+                "I", (code << 23 if 0 < code < 255 else 0x7FC00000 if code else 1 << 22 for code in content)
+            )
+    return memoryview(bytearray(numbers.tobytes()))
 
 
 def scales_of_span(table: memoryview, weight: StoredTensor, span: Span) -> memoryview:
@@ -367,6 +434,13 @@ def _numbers(content: memoryview, weight: StoredTensor, first: int, table: Seque
                 yield math.copysign(math.inf, number) if abs(number) >= BF16_OVERFLOW else number
 
 
+def _e8m0(code: int) -> int:
+    """Return the bits of the binary32 number 2^(code - 127); 255 is NaN."""
+    if code == 255:
+        return 0x7FC00000
+    return code << 23 if code else 1 << 22
+
+
 def _e4m3(code: int) -> float:
     if code & 0x7F == 0x7F:
         return math.nan
@@ -392,7 +466,7 @@ def check_weight(weight: StoredTensor) -> None:
         )
     if weight.scale_inv is not None:
         wanted = tuple(-(-size // FP8_BLOCK) for size in weight.shape)
-        if weight.scale_inv.shape != wanted or weight.scale_inv.dtype not in ("F32", "BF16"):
+        if weight.scale_inv.shape != wanted or weight.scale_inv.dtype not in TABLES:
             raise TensorError(
                 f"{called(weight.scale_inv.name)} is {weight.scale_inv.dtype} {list(weight.scale_inv.shape)}, "
                 f"not F32 {list(wanted)}",

@@ -1,7 +1,7 @@
 """Whole tensors to NVFP4 and back: what is accepted, what is shared, and which path computes.
 
 Knows shapes, dtypes, refusals, experts and groups. Leaves every number to a path, which `paths` chooses: `reference`
-is one, and the others have the same three functions `measure`, `pack` and `unpack`.
+is one, and the others have the same functions `measure`, `pack`, `unpack` and `measure_error`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,16 @@ class Path(Protocol):
 
     def unpack(self, packed: Tensor, block_scale: Tensor, global_scale: float, dtype: torch.dtype) -> Tensor:
         """Return the matrix that codes and scales stand for."""
+
+    def measure_error(
+        self,
+        weight: Tensor,
+        packed: Tensor,
+        block_scale: Tensor,
+        global_scale: float,
+        scale_inv: Tensor | None = None,
+    ) -> tuple[float, float]:
+        """Return the sum of a matrix's squares, and that of the squares of its errors."""
 
 
 def quantize(
@@ -127,6 +137,31 @@ def dequantize(
     for expert, scale in enumerate(scales):
         weight[expert] = path.unpack(packed[expert], block_scale[expert], scale, dtype)
     return weight
+
+
+def weight_error(
+    weight: Tensor, quantized: Quantized, *, scale_inv: Tensor | None = None, name: str | None = None
+) -> float:
+    """Return how far a quantized weight is from its source: the squared error relative to the sum of squares.
+
+    `weight` as in `quantize`, and of the shape that `quantized` was made of; 0 for a weight of zeros. Raises
+    TensorError for shapes that differ.
+    """
+    check_weight(weight, scale_inv, name)
+    check_stored(quantized.packed, quantized.block_scale, torch.float32, name)
+    if tuple(weight.shape) != (*quantized.packed.shape[:-1], quantized.packed.shape[-1] * 2):
+        raise TensorError(
+            f"{called(name)} has shape {tuple(weight.shape)} and codes of shape {tuple(quantized.packed.shape)}",
+            "give the weight that was quantized",
+        )
+    path, flat = path_for(weight.device.type), weight.ndim == 2
+    scales = given_scales(quantized.global_scale, None if flat else len(weight), name)
+    squares = errors = 0.0
+    for at, (matrix, table) in enumerate(split_experts(weight.detach(), scale_inv)):
+        packed, block_scale = (part if flat else part[at] for part in quantized[:2])
+        found = path.measure_error(matrix, packed, block_scale, scales[at], table)
+        squares, errors = squares + found[0], errors + found[1]
+    return errors / squares if squares else 0.0
 
 
 # ------------------------------------------------------------------------------------------------- pieces

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from mtpfix.nvfp4 import cpu
-from mtpfix.nvfp4.format import BLOCK, require_torch
+from mtpfix.nvfp4.format import BLOCK, FP8_BLOCK, require_torch
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,11 @@ class Workspace(Protocol):
 
     def scales(self, count: int) -> memoryview:
         """Return the block scales of `count` numbers, as `codes`."""
+
+    def measure_error(
+        self, dtype: str, count: int, columns: int, scales_of_fp8: memoryview | None, scale: float
+    ) -> tuple[float, float]:
+        """Return the sum of squares of what was just quantized, and that of its errors."""
 
     def dequantize(self, dtype: str, count: int, scale: float) -> memoryview:
         """Return the bytes of `count` numbers that codes and block scales stand for under a global scale."""
@@ -85,6 +90,15 @@ class NativeWorkspace(Buffers):
                 scale_search=search,
             )
 
+    def measure_error(
+        self, dtype: str, count: int, columns: int, scales_of_fp8: memoryview | None, scale: float
+    ) -> tuple[float, float]:
+        """Return the sums of squares."""
+        if scales_of_fp8 is None:
+            return cpu.measure_error(self._source, dtype, count, scale, self._codes, self._scales)
+        shape = count // columns, columns
+        return cpu.measure_error_fp8(self._source, scales_of_fp8, *shape, scale, self._codes, self._scales)
+
     def dequantize(self, dtype: str, count: int, scale: float) -> memoryview:
         """Return the numbers' bytes."""
         target = self._source[: count * (4 if dtype == "F32" else 2)]
@@ -97,17 +111,9 @@ class EagerWorkspace(Buffers):
 
     def measure(self, dtype: str, count: int, columns: int, scales_of_fp8: memoryview | None) -> float:
         """Return the largest magnitude."""
-        import torch
-
         from mtpfix.nvfp4 import reference
 
-        if scales_of_fp8 is None:
-            return reference.measure(
-                torch.frombuffer(self._source, dtype=_dtypes()[dtype], count=count).view(-1, BLOCK)
-            )
-        weight = torch.frombuffer(self._source, dtype=torch.float8_e4m3fn, count=count).view(-1, columns)
-        table = torch.frombuffer(scales_of_fp8, dtype=torch.float32).view(-1, -(-columns // 128))
-        return reference.measure(weight, table)
+        return reference.measure(*self._weight(dtype, count, columns, scales_of_fp8))
 
     def quantize(
         self, dtype: str, count: int, columns: int, scales_of_fp8: memoryview | None, scale: float, *, search: bool
@@ -117,16 +123,34 @@ class EagerWorkspace(Buffers):
 
         from mtpfix.nvfp4 import reference
 
-        if scales_of_fp8 is None:
-            weight = torch.frombuffer(self._source, dtype=_dtypes()[dtype], count=count).view(-1, BLOCK)
-            table = None
-        else:
-            weight = torch.frombuffer(self._source, dtype=torch.float8_e4m3fn, count=count).view(-1, columns)
-            table = torch.frombuffer(scales_of_fp8, dtype=torch.float32).view(-1, -(-columns // 128))
+        weight, table = self._weight(dtype, count, columns, scales_of_fp8)
         packed, scales = reference.pack(weight, scale, table, scale_search=search)
         torch.frombuffer(self._codes, dtype=torch.uint8, count=count // 2).copy_(packed.flatten())
         target = torch.frombuffer(self._scales, dtype=torch.uint8, count=count // BLOCK)
         target.copy_(scales.view(torch.uint8).flatten())
+
+    def measure_error(
+        self, dtype: str, count: int, columns: int, scales_of_fp8: memoryview | None, scale: float
+    ) -> tuple[float, float]:
+        """Return the sums of squares."""
+        import torch
+
+        from mtpfix.nvfp4 import reference
+
+        weight, table = self._weight(dtype, count, columns, scales_of_fp8)
+        packed = torch.frombuffer(self._codes, dtype=torch.uint8, count=count // 2).view(len(weight), -1)
+        scales = torch.frombuffer(self._scales, dtype=torch.float8_e4m3fn, count=count // BLOCK).view(len(weight), -1)
+        return reference.measure_error(weight, packed, scales, scale, table)
+
+    def _weight(
+        self, dtype: str, count: int, columns: int, scales_of_fp8: memoryview | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        import torch
+
+        if scales_of_fp8 is None:
+            return torch.frombuffer(self._source, dtype=_dtypes()[dtype], count=count).view(-1, BLOCK), None
+        weight = torch.frombuffer(self._source, dtype=torch.float8_e4m3fn, count=count).view(-1, columns)
+        return weight, torch.frombuffer(scales_of_fp8, dtype=torch.float32).view(-1, -(-columns // FP8_BLOCK))
 
     def dequantize(self, dtype: str, count: int, scale: float) -> memoryview:
         """Return the numbers' bytes."""
