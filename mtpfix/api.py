@@ -181,17 +181,19 @@ def plan(
     input_scale: float | None = None,
     graft: str | os.PathLike[str] | None = None,
     unsafe: bool = False,
+    scale_search: bool = False,
 ) -> Plan:
     """Return the smallest repair of the checkpoint in a folder that makes the releases asked for load it.
 
     `engines` are requests as for `scan`; without a version the newest release that was run is meant. `mtp` says how the
     branch is to be stored: `auto` (the cheapest that loads), `keep`, `bf16` or `nvfp4`. `input_scale` is used where a
     scale of inputs is missing and none can be derived. `graft` is the folder of the base model, which the branch, or
-    what is missing of it, is taken from. `unsafe` admits repairs that are not safe. Nothing is written.
+    what is missing of it, is taken from. `unsafe` admits repairs that are not safe. `scale_search` quantizes with the
+    block scales of least error. Nothing is written.
 
     Raises UsageError, NothingToCheck, and MtpfixError where part of the checkpoint cannot be read.
     """
-    return _prepared(ref, engines, mtp, input_scale, graft, unsafe).plan
+    return _prepared(ref, engines, mtp, input_scale, graft, unsafe=unsafe, scale_search=scale_search).plan
 
 
 def patch(
@@ -203,14 +205,17 @@ def patch(
     input_scale: float | None = None,
     graft: str | os.PathLike[str] | None = None,
     unsafe: bool = False,
+    scale_search: bool = False,
     in_place: bool = False,
     overlay: bool = False,
     link: str = "auto",
+    device: str | None = None,
 ) -> Patched:
     """Repair the checkpoint in a folder as `plan` says, and write the result to the folder `out`.
 
     `in_place` changes configuration files where they are, with a backup; `overlay` writes only what changes; `link` is
-    how unchanged files come into the result: auto, reflink, hardlink, symlink or copy. The source is never changed
+    how unchanged files come into the result: auto, reflink, hardlink, symlink or copy; `device` is where weights are
+    quantized: the CPU unless it names a CUDA device. The source is never changed
     otherwise. Nothing is written where nothing is to be repaired, or where the plan leaves anything open.
 
     Raises as `plan` does, and MtpfixError where the result is not as planned or cannot be written.
@@ -218,11 +223,15 @@ def patch(
     from mtpfix.fix.changes import Link
     from mtpfix.fix.patching import carry_out
 
-    prepared = _prepared(ref, engines, mtp, input_scale, graft, unsafe, in_place=in_place)
+    prepared = _prepared(
+        ref, engines, mtp, input_scale, graft, unsafe=unsafe, scale_search=scale_search, in_place=in_place
+    )
     if not prepared.plan.operations or not prepared.plan.complete:
         return Patched(prepared.plan, None)
     target = None if out is None else Path(out)
-    return Patched(prepared.plan, carry_out(prepared, target, in_place=in_place, overlay=overlay, link=Link(link)))
+    return Patched(
+        prepared.plan, carry_out(prepared, target, in_place=in_place, overlay=overlay, link=Link(link), device=device)
+    )
 
 
 def _prepared(
@@ -231,12 +240,14 @@ def _prepared(
     mtp: Branch,
     input_scale: float | None,
     graft: str | os.PathLike[str] | None,
-    unsafe: bool,
     *,
+    unsafe: bool,
+    scale_search: bool,
     in_place: bool = False,
 ) -> Prepared:
     from mtpfix.fix.patching import prepare
     from mtpfix.fix.repairs import Wishes
 
     base = None if graft is None else os.fspath(graft)
-    return prepare(os.fspath(ref), engines, Wishes(mtp, input_scale, base, unsafe), in_place=in_place)
+    wishes = Wishes(mtp, input_scale, base, unsafe, scale_search)
+    return prepare(os.fspath(ref), engines, wishes, in_place=in_place)

@@ -193,16 +193,22 @@ def screen(color: Literal["auto", "always", "never"], output: Path | None) -> tu
 
 
 @contextmanager
-def progress_bar(*, wanted: bool, doing: str = "reading headers") -> Iterator[Progress | None]:
-    """Show a bar on standard error while files are read or written, where that is a terminal and it takes a while."""
+def progress_bar(*, wanted: bool, doing: str = "reading headers", of_bytes: bool = False) -> Iterator[Progress | None]:
+    """Show a bar on standard error where that is a terminal and it takes long enough to see.
+
+    With `of_bytes` it tells how many are done, how many in a second, and how long the rest will take.
+    """
     plain = os.environ.get("TERM") == "dumb" or os.environ.get("AI_AGENT")
     if not wanted or plain or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
-    bar = Bar(console=Console(stderr=True, force_terminal=True), transient=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    of = (*columns, TimeRemainingColumn(elapsed_when_finished=True)) if of_bytes else Bar.get_default_columns()
+    bar = Bar(*of, console=Console(stderr=True, force_terminal=True), transient=True)
     task = bar.add_task(doing, total=None)
     begun = time.monotonic()
 

@@ -42,6 +42,12 @@ def patch(
         float | None,
         typer.Option(metavar="NUMBER", help="The scale of inputs where one is missing and none can be derived."),
     ] = None,
+    scale_search: Annotated[
+        bool,
+        typer.Option(
+            "--scale-search", help="Quantize with the block scales of least error, not ModelOpt's; tell both errors."
+        ),
+    ] = False,
     unsafe_fixes: Annotated[
         bool, typer.Option("--unsafe-fixes", help="Also repairs that rest on a guess or give something up.")
     ] = False,
@@ -61,6 +67,10 @@ def patch(
         Literal["auto", "reflink", "hardlink", "symlink", "copy"],
         typer.Option(help="How unchanged files come into the result."),
     ] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Where weights are quantized: cpu, cuda, cuda:1. The bytes are equal.")
+    ] = "cpu",
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
     shape: Shape = "text",
     as_json: Json = False,
     debug: Debug = False,  # noqa: ARG001 - its callback does it
@@ -70,12 +80,13 @@ def patch(
     Exit code: 0 the result loads, or nothing was to be done; 1 no repair was found for all releases asked for; 2 it
     could not be done; 3 no release is predicted; 130 interrupted. Without 0 nothing is written.
     """
-    chosen = (mtp != "auto", graft, input_scale is not None, unsafe_fixes, engine)
+    chosen = (mtp != "auto", graft, input_scale is not None, unsafe_fixes, scale_search, engine)
     writes = not dry_run and plan_file is None
     _refuse_misuse(out, in_place=in_place, writes=writes, apply=apply, plan_file=plan_file, overlay=overlay)
     if apply is not None and any(chosen):
         raise UsageError(
-            "--apply does exactly what the plan says", "leave out --for, --mtp, --graft, --input-scale, --unsafe-fixes"
+            "--apply does exactly what the plan says",
+            "leave out --for, --mtp, --graft, --input-scale, --scale-search, --unsafe-fixes",
         )
     if input_scale is not None and not 0 < input_scale < 1e30:
         raise UsageError(f"--input-scale must be a positive number, not {input_scale!r}", "for example 1.0")
@@ -86,7 +97,9 @@ def patch(
     prepared = (
         prepared_from(apply, ref, in_place=writes and in_place)
         if apply is not None
-        else prepare(ref, engine, Wishes(mtp, input_scale, graft, unsafe_fixes), in_place=writes and in_place)
+        else prepare(
+            ref, engine, Wishes(mtp, input_scale, graft, unsafe_fixes, scale_search), in_place=writes and in_place
+        )
     )
     plan = prepared.plan
     code = EXIT_OK if plan.complete else EXIT_FINDINGS
@@ -101,8 +114,10 @@ def patch(
         if diff:
             show(diff_text(prepared))
     if plan.complete and plan.operations and writes:
-        with progress_bar(wanted=not machine, doing="writing") as progress:
-            written = carry_out(prepared, out, in_place=in_place, overlay=overlay, link=Link(link), progress=progress)
+        with progress_bar(wanted=not (machine or no_progress), doing="writing", of_bytes=True) as tell:
+            written = carry_out(
+                prepared, out, in_place=in_place, overlay=overlay, link=Link(link), device=device, progress=tell
+            )
     if machine:
         from mtpfix.report.plans import render
 

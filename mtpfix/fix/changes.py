@@ -33,6 +33,7 @@ from typing import TypeAlias
 
 from mtpfix.checkpoint.header import DTYPE_BITS
 from mtpfix.model import Operation
+from mtpfix.nvfp4.format import WeightError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 """A run of bytes; a memoryview is of single bytes and contiguous."""
@@ -168,7 +169,7 @@ class Written:
 
     `changed` are files written anew; `kept` counts unchanged ones by how they came in (`hardlink`: 12; `earlier`: by
     the run that this one continued); `bytes_written` is what this run wrote itself, copies included. `errors` are the
-    weight errors, plain and with the scales chosen, of what this run quantized with searched scales. `resumed`: an
+    errors, with plain and with chosen scales, of each weight that this run quantized with searched ones. `resumed`: an
     interrupted run was finished; `already`: the result was there before, and nothing was written. `backup` is where a
     repair in place put the old files.
     """
@@ -182,4 +183,4 @@ class Written:
     resumed: bool = False
     already: bool = False
     backup: Path | None = None
-    errors: tuple[tuple[str, float, float], ...] = ()
+    errors: Mapping[str, WeightError] = field(default_factory=dict)

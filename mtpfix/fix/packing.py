@@ -17,8 +17,8 @@ from typing import IO
 from mtpfix.checkpoint.folder import opened
 from mtpfix.checkpoint.header import DTYPE_BITS
 from mtpfix.fix.holding import Held
-from mtpfix.nvfp4.format import FP8_BLOCK
-from mtpfix.nvfp4.stream import KEPT, File, QuantizedGroup, StoredTensor, WeightError
+from mtpfix.nvfp4.format import FP8_BLOCK, WeightError
+from mtpfix.nvfp4.stream import KEPT, File, QuantizedGroup, StoredTensor
 
 
 @dataclass(slots=True)

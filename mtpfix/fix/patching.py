@@ -132,5 +132,4 @@ def carry_out(
     if out is None:
         return write_in_place(changes, verify=verify)
     written = write(changes, out, link=link, overlay=overlay, verify=verify, progress=progress)
-    sums = [(name, error, error.squares or 1.0) for name, error in packing.errors.items()]
-    return replace(written, errors=tuple((name, sum_.plain / by, sum_.chosen / by) for name, sum_, by in sums))
+    return replace(written, errors=packing.errors)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from mtpfix.errors import MtpfixError, TensorError
@@ -27,6 +28,24 @@ LEAST_GLOBAL = 2.0**-149
 """The least positive binary32 number: the global scale where amax / RANGE vanishes."""
 
 FLOAT32_MAX = 3.4028234663852886e38
+
+
+@dataclass(frozen=True, slots=True)
+class WeightError:
+    """Sums over a weight: of its numbers' squares, and of their squared errors with plain scales and those chosen."""
+
+    squares: float = 0.0
+    plain: float = 0.0
+    chosen: float = 0.0
+
+    def __add__(self, other: WeightError) -> WeightError:
+        """Return the sums over both weights."""
+        return WeightError(self.squares + other.squares, self.plain + other.plain, self.chosen + other.chosen)
+
+    @property
+    def relative(self) -> tuple[float, float]:
+        """Return both errors relative to the squares, as `nvfp4.weight_error` does."""
+        return (self.plain / self.squares, self.chosen / self.squares) if self.squares else (0.0, 0.0)
 
 
 def require_torch() -> None:

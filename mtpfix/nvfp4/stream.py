@@ -37,6 +37,7 @@ from mtpfix.nvfp4 import cpu
 from mtpfix.nvfp4.format import (
     BLOCK,
     FP8_BLOCK,
+    WeightError,
     called,
     check_global_scale,
     check_shape,
@@ -91,22 +92,6 @@ class StoredTensor:
     shape: tuple[int, ...]
     name: str = ""
     scale_inv: StoredTensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WeightError:
-    """Sums over a weight's numbers: their squares, and those of their errors with plain scales and with those chosen.
-
-    `plain` and `chosen` relative to `squares` are what `nvfp4.weight_error` returns.
-    """
-
-    squares: float
-    plain: float
-    chosen: float
-
-    def __add__(self, other: WeightError) -> WeightError:
-        """Return the sums over both weights."""
-        return WeightError(self.squares + other.squares, self.plain + other.plain, self.chosen + other.chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +203,7 @@ class QuantizedGroup:
             squares, chosen = workspace.measure_error(*what)
             return WeightError(squares, plain if self._search else chosen, chosen)
 
-        nothing = whole = WeightError(0.0, 0.0, 0.0)
+        nothing = whole = WeightError()
         for workspace, span, error in self._run(weight, quantize):
             whole += error
             yield workspace, span

@@ -19,6 +19,7 @@ from mtpfix.fix.patching import Prepared
 from mtpfix.fix.perform import json_documents
 from mtpfix.fix.plan import Open, Plan
 from mtpfix.fix.repairs import Repair
+from mtpfix.nvfp4.format import WeightError
 from mtpfix.report.summary import size_text
 
 NARROWEST, WIDEST_PROSE = 40, 120
@@ -135,9 +136,20 @@ def written_text(written: Written) -> str:
     lines += [f"  {shown(name)} is gone" for name in written.removed]
     if kept:
         lines.append(f"  unchanged: {kept}")
+    if written.errors:
+        lines.append(_errors_line(list(written.errors.values())))
     if written.backup is not None:
         lines.append(f"  the old files are in {shown(str(written.backup))}")
     return "\n".join(lines) + "\n"
+
+
+def _errors_line(errors: Sequence[WeightError]) -> str:
+    plain, chosen = sum(errors, WeightError()).relative
+    ratio = f" ({chosen / plain:.3f} of it)" if plain else ""
+    return (
+        f"  squared error of {_count(len(errors), 'weight')} in NVFP4, relative to their squares: "
+        f"{plain:.3e} with plain scales, {chosen:.3e} with those searched{ratio}"
+    )
 
 
 def diff_text(prepared: Prepared) -> str:
@@ -208,6 +220,10 @@ def written_object(written: Written | None) -> Mapping[str, Any] | None:
         "resumed": written.resumed,
         "already": written.already,
         "backup": None if written.backup is None else str(written.backup),
+        "weight_errors": [
+            {"tensor": name, "plain": error.relative[0], "searched": error.relative[1]}
+            for name, error in written.errors.items()
+        ],
     }
 
 
