@@ -18,7 +18,7 @@ from mtpfix.checkpoint.ref import shown
 from mtpfix.errors import MtpfixError
 from mtpfix.fix.decode import Weight
 from mtpfix.fix.holding import Held, Holding
-from mtpfix.fix.operations import Dequantize, Operation, Quantize, ShareScale
+from mtpfix.fix.operations import Dequantize, Operation, Quantize, ShareScale, Unstack
 from mtpfix.fix.preview import preview
 from mtpfix.fix.sample import check_samples
 from mtpfix.fix.trial import Bad, Trial
@@ -83,16 +83,23 @@ def _same_numbers(source: Checkpoint, result: Checkpoint, operations: Sequence[O
     """Hold single numbers of modules that were stored otherwise against those they were made from."""
     before, after = _stored(source), _stored(result)
     old, new = Holding(source), Holding(result)
+    searched = {name for one in operations if isinstance(one, Quantize) and one.scale_search for name in one.modules}
+    stacks = {name: one for one in operations if isinstance(one, Unstack) for name in one.names}
     chance = Random(0)  # noqa: S311 - a sample, the same in every run
     for operation in operations:
         for module in _sample(operation, chance):
-            if module not in before or module not in after:
+            stack = stacks.get(module)
+            origin = module if stack is None else stack.module
+            if origin not in before or module not in after:
                 continue  # grafted: what it was made from lies in another checkpoint
-            for number in _some(before[module], chance):
-                first = _weight(old, before[module], number)
+            for number in _some(after[module], chance):
+                first = _weight(old, before[origin], number if stack is None else None)
                 second = _weight(new, after[module], number)
-                searched = isinstance(operation, Quantize) and operation.scale_search
-                _compare(module, first, second, chance, slack=SEARCHED if searched else 1.0)
+                skip = 0
+                if stack is not None:
+                    place = (number or 0) * len(stack.names) + stack.names.index(module)
+                    skip = place * math.prod(second.shape)
+                _compare(module, first, second, chance, slack=SEARCHED if module in searched else 1.0, skip=skip)
 
 
 def _stored(checkpoint: Checkpoint) -> Mapping[str, Stored]:
@@ -105,6 +112,8 @@ def _sample(operation: Operation, chance: Random) -> Iterator[str]:
     match operation:
         case Dequantize():
             yield operation.module
+        case Unstack():
+            yield from operation.names
         case Quantize() | ShareScale():
             yield from chance.sample(operation.modules, min(SAMPLED_MODULES, len(operation.modules)))
         case _:
@@ -123,11 +132,11 @@ def _weight(holding: Holding, stored: Stored, number: int | None) -> Weight:
     return Weight(parts, stored.format, stored.shape)
 
 
-def _compare(module: str, first: Weight, second: Weight, chance: Random, *, slack: float) -> None:
-    count = math.prod(first.shape)
+def _compare(module: str, first: Weight, second: Weight, chance: Random, *, slack: float, skip: int) -> None:
+    count = math.prod(second.shape)
     for _ in range(min(SAMPLED_NUMBERS, count)):
         index = chance.randrange(count)
-        was, was_step = first.value(index)
+        was, was_step = first.value(skip + index)
         now, now_step = second.value(index)
         step = now_step if not second.format.plain else max(now_step, abs(was) / 256)
         if not first.format.plain and not second.format.plain:

@@ -108,6 +108,18 @@ class Quantize:
 
 
 @dataclass(frozen=True, slots=True)
+class Unstack:
+    """Store stacked experts one by one, under names in which `{}` stands for every expert number.
+
+    With several names each expert's rows are divided among them, in their order: gate and up out of the fused form.
+    """
+
+    action: ClassVar[str] = "unstack"
+    module: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AddScale:
     """Write one number as the scale `suffix` of a module (of each of its experts) that lacks it."""
 
@@ -156,6 +168,7 @@ Operation: TypeAlias = (
     | DropTensors
     | Dequantize
     | Quantize
+    | Unstack
     | AddScale
     | ShareScale
     | Graft
@@ -172,6 +185,7 @@ _KINDS: Mapping[str, type[Operation]] = {
         DropTensors,
         Dequantize,
         Quantize,
+        Unstack,
         AddScale,
         ShareScale,
         Graft,
@@ -179,7 +193,7 @@ _KINDS: Mapping[str, type[Operation]] = {
 }
 ON_JSON = (AddEntry, RemoveEntry, SetValue, RemoveKey)
 """Operations that change a configuration and no tensor."""
-ON_TENSORS = (DropTensors, Dequantize, Quantize, AddScale, ShareScale, Graft)
+ON_TENSORS = (DropTensors, Dequantize, Quantize, Unstack, AddScale, ShareScale, Graft)
 """Operations that change what the shards hold."""
 
 
@@ -207,6 +221,8 @@ def described(operation: Operation) -> Described:
             return Described(operation.action, "", operation.module)
         case Quantize() | ShareScale():
             return Described(operation.action, "", ", ".join(operation.modules))
+        case Unstack():
+            return Described(operation.action, "", f"{operation.module} as {', '.join(operation.names)}")
         case AddScale():
             return Described(operation.action, "", f"{operation.module}.{operation.suffix} = {operation.value:.6g}")
         case Graft():

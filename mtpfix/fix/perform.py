@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from mtpfix.checkpoint.document import parse_document
+from mtpfix.checkpoint.header import DTYPE_BITS
 from mtpfix.checkpoint.names import WEIGHTS, split_name, tensor_name
 from mtpfix.checkpoint.stored import stored_modules
 from mtpfix.errors import FormatError
@@ -33,9 +35,10 @@ from mtpfix.fix.operations import (
     RemoveKey,
     SetValue,
     ShareScale,
+    Unstack,
     described,
 )
-from mtpfix.fix.preview import edited, preview, scalar_shape, scale_names, weight_name
+from mtpfix.fix.preview import edited, preview, scalar_shape, scale_names, stack_shape, weight_name
 from mtpfix.fix.snapshot import read_file
 from mtpfix.fix.splice import splice
 from mtpfix.model import EXPERT, Checkpoint, Dialect, Stored
@@ -152,6 +155,8 @@ def _perform(operation: Operation, holding: Holding, current: Checkpoint, packin
             _dequantize(operation, holding, _stored(current, operation.module))
         case Quantize() if packing is not None:
             _quantize(operation, holding, packing)
+        case Unstack():
+            _unstack(operation, holding)
         case AddScale():
             _add_scale(operation, holding)
         case ShareScale():
@@ -207,6 +212,25 @@ def _dequantize(operation: Dequantize, holding: Holding, stored: Stored) -> None
 
         tensor = NewTensor(weight_name(name, suffix), "BF16", stored.shape, recipe, read)
         _replace(holding, parts.values(), weight.shard, [tensor])
+
+
+def _unstack(operation: Unstack, holding: Holding) -> None:
+    ((_, _, weight),) = _experts(holding, operation.module)
+    count, rows, columns = stack_shape(operation, weight.shape, weight.dtype)
+    place = weight.place or weight.origin
+    if place is None:
+        raise FormatError(f"{operation.module} is computed before it is taken apart", "write the plan again")
+    holding.drop(weight)
+    begin, size = place.begin, rows * columns * DTYPE_BITS[weight.dtype] // 8
+    for expert in range(count):
+        for part, pattern in enumerate(operation.names):
+            name = tensor_name(pattern.replace(EXPERT, str(expert), 1), "weight")
+            here = replace(place, begin=begin)
+            first = part * rows
+            recipe = f"rows {first} to {first + rows} of expert {expert} of {weight.name} of {place.file}, byte {begin}"
+            source = Held(name, weight.dtype, (rows, columns), weight.shard, here)
+            holding.put(NewTensor(name, weight.dtype, (rows, columns), recipe, source.chunks), weight.shard, here)
+            begin += size
 
 
 def _quantize(operation: Quantize, holding: Holding, packing: Packing) -> None:

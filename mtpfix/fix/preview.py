@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, assert_never
 
-from mtpfix.checkpoint.header import split_expert
+from mtpfix.checkpoint.header import DTYPE_BITS, split_expert
 from mtpfix.checkpoint.names import CACHE_SCALES, SCALES, WEIGHTS, split_name, tensor_name
 from mtpfix.checkpoint.quant import read_declarations
 from mtpfix.checkpoint.stored import stored_modules
@@ -33,6 +33,7 @@ from mtpfix.fix.operations import (
     RemoveKey,
     SetValue,
     ShareScale,
+    Unstack,
 )
 from mtpfix.model import EXPERT, Checkpoint, Dialect, Fault, Shard, Stored, Tensor
 
@@ -166,6 +167,8 @@ def _changed(checkpoint: Checkpoint, operation: Operation) -> Checkpoint:
             return _restored(checkpoint, {operation.module}, _plain)
         case Quantize():
             return _restored(checkpoint, set(operation.modules), lambda name, weight: _packed(name, weight, operation))
+        case Unstack():
+            return _unstacked(checkpoint, operation)
         case AddScale():
             return _scaled(checkpoint, operation)
         case ShareScale():
@@ -245,6 +248,30 @@ def _packed(module: str, weight: Tensor, how: Quantize) -> Iterator[Tensor]:
     yield replace(weight, name=_joined(module, global_scale, flat), dtype="F32", shape=single)
     if how.input_scale is not None:
         yield replace(weight, name=_joined(module, input_scale, flat), dtype="F32", shape=single)
+
+
+def _unstacked(checkpoint: Checkpoint, operation: Unstack) -> Checkpoint:
+    made: list[Tensor] = []
+    for tensor in checkpoint.tensors:
+        if not belongs(tensor.name, operation.module):
+            made.append(tensor)
+            continue
+        count, rows, columns = stack_shape(operation, tensor.shape, tensor.dtype)
+        size = rows * columns * DTYPE_BITS[tensor.dtype] // 8
+        for part, name in enumerate(operation.names):
+            first = tensor.begins[0] + part * size
+            begins = array("Q", range(first, first + count * len(operation.names) * size, len(operation.names) * size))
+            experts = array("I", range(count))
+            shape = (rows, columns)
+            made.append(Tensor(tensor_name(name, "weight"), tensor.dtype, shape, tensor.shard, begins, experts))
+    return _recounted(checkpoint, made)
+
+
+def stack_shape(operation: Unstack, shape: tuple[int, ...], dtype: str) -> tuple[int, int, int]:
+    """Return how many experts a stack holds, and rows and columns of each part; raises FormatError for another."""
+    if len(shape) != 3 or dtype not in ("BF16", "F16", "F32") or shape[1] % len(operation.names) or not all(shape):
+        raise FormatError(f"{operation.module} is no stack of experts that can be taken apart", "write the plan again")
+    return shape[0], shape[1] // len(operation.names), shape[2]
 
 
 def _joined(module: str, suffix: str, flat: bool) -> str:

@@ -41,6 +41,7 @@ from mtpfix.fix.operations import (
     set_value,
 )
 from mtpfix.fix.preview import INDEXED_FAULTS, scale_names
+from mtpfix.fix.stacks import unstacked
 from mtpfix.fix.trial import Trial, modules_of
 from mtpfix.model import EXPERT, Declaration, Dialect, Fault, Format, Stored
 from mtpfix.rules.scales import differing_groups
@@ -377,12 +378,17 @@ def quantized(trial: Trial, modules: Sequence[str], wishes: Wishes) -> Iterator[
     wanted = {name for name in with_fused(trial, modules) if packable(stored.get(name))}
     if wishes.mtp in ("keep", "bf16"):
         wanted = {name for name in wanted if not trial.context.subject.in_branch(name)}
+    family = trial.context.subject.family
+    apart = unstacked(family.table, stored, sorted(wanted)) if family is not None else []
+    single = trial.plus(apart)
+    wanted -= {one.module for one in apart}
+    wanted.update(name for one in apart for name in one.names)
     operations: list[Quantize] = []
-    for group in fused_parts(trial, wanted):
-        dialect, inputs = _built_as(trial, group)
+    for group in fused_parts(single, wanted):
+        dialect, inputs = _built_as(single, group)
         value: float | None = None
         if inputs:
-            values = [input_scale_of(trial, name, wishes.input_scale) for name in group]
+            values = [input_scale_of(single, name, wishes.input_scale) for name in group]
             if None in values:
                 return
             value = max(one for one in values if one is not None)
@@ -391,11 +397,11 @@ def quantized(trial: Trial, modules: Sequence[str], wishes: Wishes) -> Iterator[
         packed = {name for name, item in stored.items() if item.format in NVFP4}
         mixed = [
             ShareScale(group)
-            for group in fused_parts(trial, packed | wanted)
+            for group in fused_parts(single, packed | wanted)
             if not wanted.issuperset(group) and not packed.issuperset(group)
         ]
         title = f"quantize {describe_names(wanted)} to NVFP4, {_inputs_text(operations, wishes)}"
-        yield made(trial, trial.plus([*operations, *mixed]), title, safe=False)
+        yield made(trial, single.plus([*operations, *mixed]), title, safe=False)
 
 
 def _inputs_text(operations: Iterable[Quantize], wishes: Wishes) -> str:

@@ -343,13 +343,17 @@ def test_files_stream_through_the_device(toolkit: Toolkit, tmp_path: Path) -> No
         StoredTensor(file, 0, "BF16", (64, 128)),
         StoredTensor(file, weight.nbytes, "F8_E4M3", (200, 272), "b", table),
     ]
-    on_device = QuantizedGroup(stored, device="cuda:0")
-    on_cpu = QuantizedGroup(stored)
+    on_device = QuantizedGroup(stored, device="cuda:0", measure_errors=True)
+    on_cpu = QuantizedGroup(stored, measure_errors=True)
     assert on_device.global_scale() == on_cpu.global_scale()
     for index in range(2):
         codes, scales = (b"".join(map(bytes, ask(index))) for ask in (on_device.codes, on_device.block_scales))
         assert codes == b"".join(map(bytes, on_cpu.codes(index)))
         assert scales == b"".join(map(bytes, on_cpu.block_scales(index)))
+        errors = on_device.error(index), on_cpu.error(index)
+        assert errors[0] is not None
+        assert errors[1] is not None
+        assert errors[0].relative == pytest.approx(errors[1].relative, rel=1e-9)
     codes, scales = (b"".join(map(bytes, ask(0))) for ask in (on_device.codes, on_device.block_scales))
     file.write_bytes(codes + scales)
     packed = StoredTensor(file, 0, "U8", (64, 64)), StoredTensor(file, len(codes), "F8_E4M3", (64, 8))

@@ -4,6 +4,8 @@ import os
 import struct
 import threading
 from collections.abc import Generator, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -239,3 +241,49 @@ def test_float_of_given_scale_is_kept(file: File) -> None:
     group = QuantizedGroup([file.put(weight)], global_scale=given)
     assert group.global_scale() == given
     assert joined(group.codes(0)) == raw(reference.pack(weight, given)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, E4M3], ids=str)
+def test_errors_of_plain_and_searched_scales_are_added_up(file: File, dtype: torch.dtype) -> None:
+    weight, scales = fp8(300, 272)
+    inverse = scales if dtype == E4M3 else None
+    weight = weight if dtype == E4M3 else weight.float().to(dtype)
+    table = None if inverse is None else file.put(inverse)
+    group = QuantizedGroup([file.put(weight, "w", table)], scale_search=True, measure_errors=True)
+    assert group.error(0) is None
+    joined(group.codes(0))
+    error = group.error(0)
+    assert error is not None
+    for search, found in ((False, error.plain), (True, error.chosen)):
+        packed, block_scale = reference.pack(weight, group.global_scale(), inverse, scale_search=search)
+        wanted = reference.measure_error(weight, packed, block_scale, group.global_scale(), inverse)
+        assert (error.squares, found) == pytest.approx(wanted, rel=1e-9)
+    plain = QuantizedGroup([file.put(weight, "w", table)], measure_errors=True)
+    joined(plain.codes(0))
+    unsearched = plain.error(0)
+    assert unsearched is not None
+    assert unsearched.plain == unsearched.chosen == pytest.approx(error.plain)
+    assert error.chosen < error.plain
+
+
+def test_fp8_scales_may_be_powers_of_two(file: File) -> None:
+    weight, _ = fp8(128, 256)
+    exponents = torch.tensor([[120, 118]], dtype=torch.uint8)
+    group = QuantizedGroup([file.put(weight, "w", replace(file.put(exponents), dtype="F8_E8M0"))])
+    wanted = reference.pack(weight, group.global_scale(), torch.tensor([[2.0**-7, 2.0**-9]]))
+    assert joined(group.codes(0)) == raw(wanted[0])
+
+
+def test_block_scales_that_would_be_too_many_are_made_anew(file: File) -> None:
+    told: list[int] = []
+    weight = file.put(gauss(64, 128))
+    group = QuantizedGroup([weight], kept=100, progress=told.append)
+    joined(group.codes(0))
+    assert joined(group.block_scales(0)) == joined(QuantizedGroup([weight]).block_scales(0))
+    assert sum(told) == 3 * 64 * 128 * 2
+
+
+def test_a_file_may_be_opened_by_a_function(file: File) -> None:
+    weight = file.put(gauss(64, 128))
+    opening = partial(stream.opened, file.path)
+    assert joined(QuantizedGroup([replace(weight, file=opening)]).codes(0)) == joined(QuantizedGroup([weight]).codes(0))

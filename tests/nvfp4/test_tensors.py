@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mtpfix.errors import TensorError
-from mtpfix.nvfp4 import Quantized, dequantize, quantize, quantize_group
+from mtpfix.nvfp4 import Quantized, dequantize, quantize, quantize_group, weight_error
 
 E4M3 = torch.float8_e4m3fn
 
@@ -172,3 +172,18 @@ def test_the_scale_search_lessens_the_squared_error(heavy: bool, most: float) ->
         for search in (True, False)
     ]
     assert errors[0] / errors[1] < most
+
+
+def test_the_error_of_a_weight_is_relative_to_its_squares() -> None:
+    weight = torch.randn(3, 8, 64, generator=torch.Generator().manual_seed(4))
+    quantized = quantize(weight)
+    wanted = (dequantize(*quantized, torch.float32) - weight).square().sum() / weight.square().sum()
+    assert weight_error(weight, quantized) == pytest.approx(wanted.item(), rel=1e-5)
+    assert weight_error(weight[0], quantize(weight[0])) == pytest.approx(0.009, rel=0.3)
+    zeros = torch.zeros(2, 16)
+    assert weight_error(zeros, quantize(zeros)) == 0
+    with pytest.raises(TensorError, match="codes of shape"):
+        weight_error(weight[:2], quantized)
+    fp8 = weight[0].to(E4M3)
+    table = torch.full((1, 1), 0.5)
+    assert weight_error(fp8, quantize(fp8, scale_inv=table), scale_inv=table) == pytest.approx(0.009, rel=0.3)

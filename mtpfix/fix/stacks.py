@@ -1,0 +1,60 @@
+"""Experts that lie stacked in one tensor, and under which names their family stores them one by one.
+
+The order of alternatives in a family's file is the order of preference: where the first is stacked, experts stay so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mtpfix.engines.blueprint import SLOTS
+from mtpfix.fix.operations import Unstack
+from mtpfix.model import EXPERT, Stored
+
+HALVES = ("w1", "w3")
+"""What the rows of a fused w13 are, in their order: model_executor/models/qwen3_5.py:370@0.24.0 (chunk(2, dim=-2))."""
+
+
+def unstacked(table: Mapping[str, Any], stored: Mapping[str, Stored], modules: Sequence[str]) -> list[Unstack]:
+    """Return the operations that take plain stacked experts apart, of those modules whose family stores them so."""
+    found = []
+    for module in modules:
+        weight = stored.get(module)
+        names = names_apart(table, module)
+        if weight is None or not weight.format.plain or len(weight.shape) != 3 or not names:
+            continue
+        if weight.shape[1] % len(names) == 0:
+            found.append(Unstack(module, names))
+    return found
+
+
+def names_apart(table: Mapping[str, Any], module: str) -> tuple[str, ...]:
+    """Return the names, with `{}` for the expert number, of what a module stacks; none where its family keeps it so."""
+    for entry in _expert_entries(table):
+        for slot in SLOTS:
+            for name in _names(entry, slot):
+                if EXPERT in name or not f".{module}".endswith(f".{name}"):
+                    continue
+                wanted = HALVES if slot == "w13" else (slot,)
+                first = [_names(entry, one)[:1] for one in wanted]
+                if all(one and EXPERT in one[0] for one in first):
+                    root = module[: len(module) - len(name)]
+                    return tuple(root + one[0] for one in first)
+    return ()
+
+
+def _expert_entries(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, Mapping):
+        if value.get("layer") == "experts":
+            yield value
+        for inner in value.values():
+            yield from _expert_entries(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _expert_entries(inner)
+
+
+def _names(entry: Mapping[str, Any], slot: str) -> list[str]:
+    found = entry.get(slot, ())
+    return [found] if isinstance(found, str) else list(found)
