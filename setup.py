@@ -16,7 +16,7 @@ setup(
             "mtpfix.nvfp4._nvfp4",
             [f"{NVFP4}/{name}.c" for name in ("_nvfp4", "portable", "avx2", "avx512", "neon")],
             depends=[f"{NVFP4}/core.h", f"{NVFP4}/kernels.h", f"{NVFP4}/avx2.h"],
-            extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off", "-fno-fast-math"],
+            extra_compile_args=["-O3", "-g0", "-std=c11", "-ffp-contract=off", "-fno-fast-math"],
             py_limited_api=True,
             optional=True,  # without a compiler plain torch does all the work
         ),
