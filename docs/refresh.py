@@ -1,7 +1,8 @@
 """Write what the tool itself knows into the documents: `python docs/refresh.py`; with `--check` only say what is stale.
 
 README.md gets its tables; `docs/rules/` a page for each rule; `docs/commands.md` the help of every command;
-`docs/report.schema.json` what `mtpfix schema` prints.
+`docs/report.schema.json` what `mtpfix schema` prints; `docs/glue.md` how each release builds the layer at the entrance
+of the MTP branch, and what recorded releases did with a packed one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ def documents() -> Iterator[tuple[Path, str]]:
     yield from _rules(ROOT / "docs" / "rules")
     yield ROOT / "docs" / "commands.md", _commands()
     yield ROOT / "docs" / "report.schema.json", _schema()
+    glue = ROOT / "docs" / "glue.md"
+    yield glue, BLOCK.sub(_glue, glue.read_text(encoding="utf-8"))
 
 
 def _refreshed(text: str) -> str:
@@ -91,6 +94,102 @@ def _schema() -> str:
     from mtpfix.report.schema import json_schema
 
     return json.dumps(json_schema(), indent=2) + "\n"
+
+
+GLUE = re.compile(r"(^|\.)(eh_proj|fc|input_proj|mtp_linear_proj)(\.|$)")
+"""Names of the layer that joins hidden state and embedding at the entrance of an MTP branch."""
+CLASSES = {
+    "linear": "torch.nn.Linear",
+    "replicated": "ReplicatedLinear",
+    "column": "ColumnParallelLinear",
+    "row": "RowParallelLinear",
+}
+
+
+def _glue(block: re.Match[str]) -> str:
+    """Return a block of docs/glue.md: how the layer is `built` according to the knowledge, or what was `seen`."""
+    lines = _glue_built() if block[2] == "built" else _glue_seen()
+    return block[1] + "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + block[3]
+
+
+def _glue_built() -> Iterator[tuple[str, ...]]:
+    from mtpfix import families
+    from mtpfix.engines import load, range_text
+
+    engine = load("vllm")
+    header = ("family", "on disk", "class of the layer", "lists are asked with", "vLLM", "source")
+    yield from (header, tuple("---" for _ in header))
+    for family in map(families.load, families.names()):
+        found: dict[tuple[str, ...], list[str]] = {}
+        for release in engine.releases:
+            for row in _glue_of(family, release):
+                found.setdefault(row, []).append(release)
+        for (disk, kind, asked, source), releases in found.items():
+            text = range_text(engine, releases).removeprefix(engine.name).strip() or "all"
+            yield family.title, f"`{disk}`", kind, asked, text, source
+
+
+def _glue_of(family: Any, release: str) -> Iterator[tuple[str, ...]]:
+    """Yield name on disk, class, name for the lists and source of the layer in one release."""
+    from mtpfix.facts import covers, pick
+
+    blocks = {id(one): one for name in family.architectures for one in family.models("vllm", "draft", name, release)}
+    for block in blocks.values():
+        for group in block.get("group", ()):
+            listings = group["modules"] if covers(group.get("versions", "*"), release) else ()
+            for entry in (one for name in listings for one in family.table["modules"][name]):
+                if not GLUE.search(entry["name"]) or not covers(entry.get("versions", "*"), release):
+                    continue
+                if entry["layer"] not in CLASSES:
+                    continue
+                roots = group["disk"] if isinstance(group["disk"], str) else group["disk"][0]
+                disk = ".".join(part for part in (roots, entry.get("from", [entry["name"]])[0]) if part)
+                prefix = pick(entry.get("prefix"), release)
+                prefix = prefix or f"{pick(group.get('prefix', roots), release)}.{entry['name']}".lstrip(".")
+                never = entry.get("quant") == "never" or entry["layer"] == "linear"
+                asked = "not asked: always 16-bit" if never else f"`{prefix}`"
+                plain = pick(entry.get("plain_for"), release) or pick(group.get("plain_for"), release)
+                if plain and not never:
+                    asked += f", but 16-bit under {' and '.join(plain)}"
+                yield disk, CLASSES[entry["layer"]], asked, str(entry.get("source", ""))
+
+
+def _glue_seen() -> Iterator[tuple[str, ...]]:
+    from packaging.version import Version
+
+    from mtpfix import families
+
+    golden = ROOT / "tests" / "conformance" / "golden"
+    header = ("family", "the layer is packed", "vLLM", "the draft", "at")
+    yield from (header, tuple("---" for _ in header))
+    folders = sorted(golden.glob("vllm-*"), key=lambda path: Version(path.name.removeprefix("vllm-")))
+    recorded = {path.stem for folder in folders for path in folder.glob("*.json")}
+    for family in map(families.load, families.names()):
+        if family.name not in recorded:
+            continue
+        for variant, how in (("packed-glue", "listed"), ("all-nvfp4", "not listed, as the whole branch is")):
+            found: dict[tuple[str, ...], list[str]] = {}
+            for folder in folders:
+                path = folder / f"{family.name}.json"
+                answers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+                draft = answers.get(variant, {}).get("draft")
+                if draft is not None:
+                    found.setdefault(_told(draft), []).append(folder.name.removeprefix("vllm-"))
+            for (told, tensor), releases in found.items():
+                yield family.title, how, _releases(releases), told, tensor
+
+
+def _told(draft: dict[str, Any]) -> tuple[str, str]:
+    """Return what became of a draft, and the tensor at which it failed."""
+    if draft["verdict"] != "fails":
+        return str(draft["verdict"]), ""
+    text = " ".join(str(draft["text"]).replace("|", "\\|").split())
+    error = f"{draft['error']}: {text[:160]}" if text else str(draft["error"])
+    return f"`{error}`", f"`{draft['tensor']}`" if draft.get("tensor") else ""
+
+
+def _releases(releases: list[str]) -> str:
+    return f"{releases[0]} to {releases[-1]}: {len(releases)} releases" if len(releases) > 3 else ", ".join(releases)
 
 
 def main() -> None:

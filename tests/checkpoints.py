@@ -341,6 +341,8 @@ def engine_name(family: Family, module: Module, config: Config) -> str:
             layers = int(config.get("num_hidden_layers") or config["num_layers"])
             name = new.replace("{N}", str(layers)).replace("{2N}", str(2 * layers)) + name.removeprefix(old)
             break
+    for old, new in family.inside.items():
+        name = name.replace(old, new)
     layer = re.match(r"model\.layers\.\d+\.", name)
     if module.kind is Kind.HEAD and layer:
         return layer[0] + family.head
@@ -605,7 +607,7 @@ def _configure(family: Family, variant: Variant, size: Size) -> Config:
         config = with_arrays(config, length)
         text = config.get("text_config", config)
     if not variant.declares:
-        for key in ("mtp_num_hidden_layers", "num_nextn_predict_layers"):
+        for key in ("mtp_num_hidden_layers", "num_nextn_predict_layers", "num_mtp_modules"):
             text.pop(key, None)
     return config
 

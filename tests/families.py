@@ -29,6 +29,7 @@ from tests.modules import (
     plain,
     routed,
 )  # fmt: skip
+from tests.recent_families import RECENT
 
 # ---------------------------------------------------------------------------------------------- Qwen family
 
@@ -1261,6 +1262,7 @@ FAMILIES = {
             listed=("lm_head",),
         ),
         *FURTHER,
+        *RECENT,
     )
 }
 

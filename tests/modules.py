@@ -107,21 +107,23 @@ def grouped_attention(
     yield from norms(part, size, f"{root}.q_norm", f"{root}.k_norm")
 
 
-def latent_attention(root: str, config: Config, part: Part) -> Iterator[Module]:
-    """Yield latent attention as DeepSeek has it; `root` is `….self_attn`."""
+def latent_attention(root: str, config: Config, part: Part, *, out: str = "o_proj") -> Iterator[Module]:
+    """Yield latent attention as DeepSeek has it; `root` is `….self_attn`, `out` the name of the output projection."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     low, latent = config["q_lora_rank"], config["kv_lora_rank"]
     nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
-    shapes = {
-        "q_a_proj": (low, hidden),
-        "q_b_proj": (heads * (nope + rope), low),
+    shapes = {"q_proj": (heads * (nope + rope), hidden)}
+    if low is not None:
+        shapes = {"q_a_proj": (low, hidden), "q_b_proj": (heads * (nope + rope), low)}
+    shapes |= {
         "kv_a_proj_with_mqa": (latent + rope, hidden),
         "kv_b_proj": (heads * (nope + value), latent),
-        "o_proj": (hidden, heads * value),
+        out: (hidden, heads * value),
     }
     for name, shape in shapes.items():
         yield Module(f"{root}.{name}", shape, Kind.ATTENTION, part)
-    yield plain(f"{root}.q_a_layernorm", low, part=part)
+    if low is not None:
+        yield plain(f"{root}.q_a_layernorm", low, part=part)
     yield plain(f"{root}.kv_a_layernorm", latent, part=part)
 
 
@@ -157,10 +159,10 @@ class Family:
     `globs` cover the whole branch by its names on disk; `block` and `head` say how vLLM renames the decoder block
     and the head of an MTP layer that is numbered like a decoder layer. `files` are written beside the
     configuration; `vision` are the roots of what is not text. `renamed` are beginnings of names on disk and what vLLM
-    asks with in their place, `{N}` for the number of decoder layers, `{2N}` for twice as many; `listed` are names that
-    exporters list though no tensor has them; `declares` is whether the configuration names the MTP layers. `published`
-    is how the public list names the branch: as ModelOpt summarises it, by a glob, or not at all. `asked` are the
-    releases whose loader, without a GPU, is the one that users get.
+    asks with in their place, `{N}` for the number of decoder layers, `{2N}` for twice as many; `inside` are parts of
+    names, likewise; `listed` are names that exporters list though no tensor has them; `declares` is whether the
+    configuration names the MTP layers. `published` is how the public list names the branch: as ModelOpt summarises it,
+    by a glob, or not at all. `asked` are the releases whose loader, without a GPU, is the one that users get.
     """
 
     name: str
@@ -174,6 +176,7 @@ class Family:
     head: str = ""
     vision: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    inside: Mapping[str, str] = field(default_factory=dict)
     listed: tuple[str, ...] = ()
     declares: bool = True
     published: Literal["summary", "glob", "target"] = "summary"

@@ -62,6 +62,7 @@ class Planned:
     scalars_joined: Table | None = None
     plain_if_listed: str = ""
     suffixes: tuple[str, ...] = ()
+    no_slot: Table = field(default_factory=dict)
     split: bool = True
     groups: Table = field(default_factory=dict)
     absent: bool = False
@@ -113,6 +114,8 @@ def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: 
             continue
         alternatives = _list(group["disk"])
         for index in _indices(alternatives, numbers, names):
+            if not _holds(group.get("when"), numbers, index):
+                continue
             roots = [fill(template, numbers, index) for template in alternatives]
             root = next((root for root in roots if names.holds(root)), None)
             empty = root is None
@@ -181,6 +184,7 @@ def _modules(
                 scalars_joined=pick(entry.get("scalars_joined"), version),
                 plain_if_listed=_below(prefix, entry["plain_if_listed"]) if "plain_if_listed" in entry else "",
                 suffixes=tuple(entry.get("suffixes", ())),
+                no_slot=entry.get("no_slot", {}),
                 split=bool(entry.get("split", True)),
                 groups=entry.get("groups", {}),
             )
@@ -199,13 +203,18 @@ def _below(parent: str, name: str) -> str:
     return f"{parent}.{name}" if parent and name else parent or name
 
 
+def _at(root: str, part: str) -> str:
+    """Return a name on disk: below a group's root, or as it stands where it begins with a slash."""
+    return part[1:] if part.startswith("/") else _below(root, part)
+
+
 def _places(entry: Table, root: str, names: Names) -> tuple[Place, ...]:
     if entry["layer"] == "experts":
         return tuple(_expert_places(entry, root, names))
     parts = _list(entry.get("from", entry["name"]))
-    places = [Place(_below(root, part), str(position), part) for position, part in enumerate(parts)]
+    places = [Place(_at(root, part), str(position), part) for position, part in enumerate(parts)]
     if not any(place.module in names.stored for place in places):
-        wholes = [Place(_below(root, part), "whole", part) for part in _list(entry.get("also", ()))]
+        wholes = [Place(_at(root, part), "whole", part) for part in _list(entry.get("also", ()))]
         stored = [whole for whole in wholes if whole.module in names.stored]
         if stored:
             return (stored[0],)
@@ -229,11 +238,15 @@ def _holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool
     """Return whether a module's `when` holds for one layer; see docs/knowledge.md for the closed set of conditions."""
     if condition is None:
         return True
-    value: Any = numbers.decoder.get(condition["key"])
+    value = _value(numbers.decoder, condition["key"])
     if "set" in condition:
         return (value is not None) is condition["set"]
+    if "value" in condition:
+        return bool(value == condition["value"])
     if "holds" in condition:
         return isinstance(value, list) and condition["holds"] in value
+    if "group" in condition:
+        return _ends_group(value, numbers, index, tail=bool(condition.get("tail"))) is (condition["group"] == "last")
     if "layer" in condition:
         if not isinstance(value, int) or index is None:
             return bool(condition["layer"] == "below")
@@ -242,6 +255,20 @@ def _holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool
     if isinstance(value, (list, str)):
         return index is not None and index < len(value) and bool(value[index] == expected)
     return bool(value == expected)
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a key of a configuration, or of one inside an object of it: `outer.inner`."""
+    outer, _, inner = key.partition(".")
+    value = config.get(outer)
+    return _value(value if isinstance(value, Mapping) else {}, inner) if inner else value
+
+
+def _ends_group(size: Any, numbers: Numbers, index: int | None, *, tail: bool) -> bool:
+    """Return whether a layer is the last of its group of `size`; with `tail` all layers of a short group are."""
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1 or index is None:
+        return True
+    return (index + 1) % size == 0 or (tail and index >= numbers.layers // size * size)
 
 
 def full_names(stored: Stored) -> Iterator[tuple[str, str]]:

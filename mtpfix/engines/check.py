@@ -23,14 +23,15 @@ FAMILY_KEYS = {"name", "title", "architectures", "verified", "text", "numbers", 
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "cache_scales", "deferred", "splits",
+    "unpredicted",
     "source",
 }  # fmt: skip
-GROUP_KEYS = {"disk", "prefix", "param", "modules", "versions", "plain_for", "plain_unless_listed", "source"}
+GROUP_KEYS = {"disk", "prefix", "param", "modules", "versions", "when", "plain_for", "plain_unless_listed", "source"}
 MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
     "scalars_joined", "plain_if_listed",
-    "plain_when", "split", "groups", *SLOTS,
+    "plain_when", "no_slot", "split", "groups", *SLOTS,
 }  # fmt: skip
 LAYERS = {"column", "merged", "qkv", "row", "replicated", "linear", "head", "embedding", "experts", "norm"}
 MAY_HAVE_GAPS = {"broken", "arrays", "unknown", "prefix", "param", "partial_scalars", "deferred"}

@@ -177,6 +177,10 @@ def _load(
             if parameter is None or (planned.suffixes and suffix not in planned.suffixes):
                 yield from _unknown(module, place, suffix, part, kind, loader)
                 continue
+            if parameter.shape == "1" and place.part in planned.no_slot.get("parts", ()):
+                found = Unnamed(kind, place.module, part.order[1], part.order[0], module.because)
+                yield refuse(planned.no_slot, {"name": part.order[1]}, loader, found)
+                continue
             written[suffix or "weight"] = written.get(suffix or "weight", 0) + 1
             yield from _copy(module, place, item, suffix, part, parameter, kind, loader)
     if planned.scalars_joined is not None:

@@ -222,6 +222,8 @@ def _predict_role(
     if not resolved.simulated:
         reason = resolved.reason or f"the quantization method {resolved.method} is not predicted"
         return _unpredicted(role, reason), None
+    if not {"*", resolved.method}.isdisjoint(block.get("unpredicted", ())):
+        return _unpredicted(role, f"what {pick(block['class'], version)} does here is not predicted"), None
     lists = _lists(family, block, engine, version, resolved, target_lists)
     if role == "target" and subject.checkpoint.left_out:
         return _unpredicted(role, LEFT_OUT), lists
@@ -449,7 +451,7 @@ def _absent_layers(blueprint: Blueprint, loader: Loader, numbers: Numbers) -> It
             name,
             "",
             fact["does"] if crash else "",
-            str(fact.get("text", "")).replace("{layer}", str(layer)) if crash else "",
+            str(fact.get("text", "")).replace("{layer}", str(layer)).replace("{index}", str(index)) if crash else "",
             because,
             (COMPLETE, f"{index:08d}", ""),
         )

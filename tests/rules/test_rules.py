@@ -438,9 +438,39 @@ no-mtp             -              -            -           -              202   
 """The same for families with latent attention, and for two whose head vLLM asks its lists for with an empty name."""
 
 
+RECENT = """
+                   bailing_v2_5     bailing_v3   minimax_m3
+published          202+304          -            202
+excluded-glob      202+304          -            202
+excluded-exact     202+304          202          202
+excluded-engine    202+304          202          202
+nothing-excluded   201+202+304      201+202      201+202
+branch-nvfp4       202+304          202          202
+all-nvfp4          202+203+304      202          202
+missing            101+202+304      101          101+202
+config-only        202+304          -            202
+hf-quant-only      202+304          -            202
+mixed              -                -            -
+compressed-tensors 202+304          202          201
+packed-glue        202+203+304      207          202
+listed-packed      202+207+304      207          202
+branch-fp8         202+207+304      207          202+205
+o-proj-unlisted    202+304          202          201+202
+packed-head        202+207+304      207          202+301
+conflict           201+202+304+401  201+202+401  201+202+401
+no-input-scale     202+301+304      301          202+301
+weights-only       202+304          -            202
+fused-experts      .                .            .
+layer-arrays       .                .            .
+short-arrays       .                .            .
+no-mtp             202+304          -            -
+"""
+"""The same for the most recent families."""
+
+
 def cells() -> dict[tuple[str, str], set[str]]:
     table: dict[tuple[str, str], set[str]] = {}
-    for matrix in (MATRIX, RENAMED, FURTHER):
+    for matrix in (MATRIX, RENAMED, FURTHER, RECENT):
         head, *rows = matrix.strip("\n").splitlines()
         for row in rows:
             variant, *codes = row.split()
