@@ -24,7 +24,7 @@ from random import Random
 from typing import Any, Literal
 
 from tests.families import FAMILIES, STEP, with_arrays
-from tests.modules import Config, Family, Kind, Layout, Module, Size
+from tests.modules import DECLARING, Config, Family, Kind, Layout, Module, Size
 
 # --------------------------------------------------------------------------------------------- safetensors
 
@@ -607,7 +607,7 @@ def _configure(family: Family, variant: Variant, size: Size) -> Config:
         config = with_arrays(config, length)
         text = config.get("text_config", config)
     if not variant.declares:
-        for key in ("mtp_num_hidden_layers", "num_nextn_predict_layers", "num_mtp_modules"):
+        for key in DECLARING:
             text.pop(key, None)
     return config
 

@@ -16,6 +16,9 @@ Part = Literal["target", "branch", "vision"]
 Layout = Literal["each", "fused", "stacked"]
 """How experts lie on disk: one tensor for each, gate and up of all in one, or one for each projection of all."""
 
+DECLARING = ("mtp_num_hidden_layers", "num_nextn_predict_layers", "num_mtp_modules")
+"""Keys of a configuration that say how many MTP layers there are."""
+
 # ------------------------------------------------------------------------------------------------- modules
 
 

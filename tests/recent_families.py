@@ -421,6 +421,6 @@ RECENT = (
         inside={".transformer_layer.": "."},
         vision=("vision_tower", "multi_modal_projector", "patch_merge_mlp"),
         published="glob",
-        asked="<0",
+        asked="<0",  # read, not run
     ),
 )

@@ -15,6 +15,7 @@ import safetensors
 
 from tests.checkpoints import VARIANTS, Plan, Tensor, build, data_of, plan, summarise, write_shard
 from tests.families import FAMILIES, STEP
+from tests.modules import DECLARING
 
 CASES = [(family, name) for family in FAMILIES for name, variant in VARIANTS.items() if family in variant.families]
 
@@ -99,7 +100,7 @@ def test_variant_differs_from_its_neighbours_as_its_name_says(family: str, varia
         case _:
             assert not packed
     text = planned.config.get("text_config", planned.config)
-    declared = text.get("num_nextn_predict_layers") or text.get("mtp_num_hidden_layers")
+    declared = any(text.get(key) for key in DECLARING)
     assert bool(declared) == (variant != "no-mtp" and FAMILIES[family].declares)
     assert ("quantization_config" in planned.config) == (variant != "hf-quant-only")
     assert (planned.hf_quant_config is None) == (variant in {"config-only", "compressed-tensors"})

@@ -1,0 +1,216 @@
+"""Families known from the engine's sources alone: how their drafts are built, and which lists reach them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtpfix import scan
+from mtpfix.model import Confidence, Format, ModelPrediction, Verdict
+from tests.checkpoints import Tensor, flat, write_shard
+
+HIDDEN, WIDTH, WORDS = 64, 32, 128
+
+
+def plain(shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
+    return [Tensor(name, "BF16", shape) for name, shape in shapes.items()]
+
+
+def packed(name: str, rows: int, columns: int) -> list[Tensor]:
+    return [
+        Tensor(f"{name}.weight", "U8", (rows, columns // 2)),
+        Tensor(f"{name}.weight_scale", "F8_E4M3", (rows, columns // 16)),
+        Tensor(f"{name}.weight_scale_2", "F32", (), 0.01),
+        Tensor(f"{name}.input_scale", "F32", (), 0.01),
+    ]
+
+
+def write(folder: Path, config: dict[str, Any], tensors: list[Tensor], excludes: list[str] | None) -> Path:
+    folder.mkdir()
+    if excludes is not None:
+        config = {**config, "quantization_config": flat("NVFP4", excludes)}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_shard(folder / "model.safetensors", tensors)
+    return folder
+
+
+def draft_of(folder: Path, release: str) -> ModelPrediction:
+    """Return what one release does with the draft; the main model of these is never predicted."""
+    (row,) = scan(folder, engines=[f"vllm=={release}"]).engines
+    assert row.prediction.confidence is Confidence.DERIVED
+    assert row.prediction.target.verdict is Verdict.UNKNOWN
+    assert row.prediction.target.reason.endswith("is not predicted")
+    return row.prediction.draft
+
+
+def built(model: ModelPrediction) -> dict[str, Format]:
+    return {module.prefix: module.format for module in model.built}
+
+
+# ------------------------------------------------------------------------------------------- Gemma 4's assistant
+
+GEMMA = {
+    "architectures": ["Gemma4AssistantForCausalLM"],
+    "backbone_hidden_size": 2 * HIDDEN,
+    "model_type": "gemma4_assistant",
+    "text_config": {"hidden_size": HIDDEN, "intermediate_size": WIDTH, "num_hidden_layers": 1, "vocab_size": WORDS},
+}
+GEMMA_TENSORS = {
+    "model.embed_tokens.weight": (WORDS, HIDDEN),
+    "model.norm.weight": (HIDDEN,),
+    "pre_projection.weight": (HIDDEN, 4 * HIDDEN),
+    "post_projection.weight": (2 * HIDDEN, HIDDEN),
+    "model.layers.0.self_attn.q_proj.weight": (HIDDEN, HIDDEN),
+    "model.layers.0.self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+    "model.layers.0.self_attn.q_norm.weight": (HIDDEN,),
+    "model.layers.0.mlp.gate_proj.weight": (WIDTH, HIDDEN),
+    "model.layers.0.mlp.up_proj.weight": (WIDTH, HIDDEN),
+    "model.layers.0.mlp.down_proj.weight": (HIDDEN, WIDTH),
+    "model.layers.0.layer_scalar": (1,),
+    **{
+        f"model.layers.0.{place}_layernorm.weight": (HIDDEN,)
+        for place in ("input", "post_attention", "pre_feedforward", "post_feedforward")
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("excludes", "release", "verdict"),
+    [
+        (None, "0.32.0", Verdict.LOADS),
+        (["model.layers.0*", "pre_projection", "post_projection"], "0.24.0", Verdict.LOADS),  # nobody asks the list
+        (["model.layers.0*", "pre_projection", "post_projection"], "0.32.0", Verdict.FAILS),
+        (["draft_model*"], "0.32.0", Verdict.LOADS),
+        (["*"], "0.32.0", Verdict.LOADS),
+    ],
+)
+def test_lists_reach_an_assistant_under_the_name_of_the_draft(
+    tmp_path: Path, excludes: list[str] | None, release: str, verdict: Verdict
+) -> None:
+    folder = write(tmp_path / "assistant", GEMMA, plain(GEMMA_TENSORS), excludes)
+    found = draft_of(folder, release)
+    assert found.verdict is verdict
+    quantized = {prefix for prefix, form in built(found).items() if form is Format.NVFP4}
+    assert quantized == (
+        {f"draft_model.layers.0.{name}" for name in ("self_attn.q_proj", "self_attn.o_proj")}
+        | {f"draft_model.layers.0.mlp.{name}" for name in ("gate_up_proj", "down_proj")}
+        if verdict is Verdict.FAILS
+        else set()
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ Inkling
+
+INKLING = {
+    "architectures": ["InklingForConditionalGeneration"],
+    "model_type": "inkling_mm_model",
+    "mtp_config": {"local_layer_ids": [], "num_nextn_predict_layers": 1},
+    "text_config": {"hidden_size": HIDDEN, "num_hidden_layers": 1},
+}
+BLOCK = "model.mtp.layers.0.transformer_block"
+INKLING_TENSORS = {
+    "model.llm.embed.weight": (WORDS, HIDDEN),
+    "model.mtp.layers.0.hidden_norm.weight": (HIDDEN,),
+    "model.mtp.layers.0.embed_norm.weight": (HIDDEN,),
+    "model.mtp.layers.0.input_proj.weight": (HIDDEN, 2 * HIDDEN),
+    **{f"{BLOCK}.attn.{name}.weight": (HIDDEN, HIDDEN) for name in ("wq_du", "wk_dv", "wv_dv", "wr_du", "wo_ud")},
+    **{f"{BLOCK}.attn.{name}.weight": (WIDTH,) for name in ("q_norm", "k_norm")},
+    **{f"{BLOCK}.attn.{name}.weight": (HIDDEN, 1, 4) for name in ("k_sconv", "v_sconv")},
+    f"{BLOCK}.attn.rel_logits_proj.proj": (16, 64),
+    f"{BLOCK}.attn_norm.weight": (HIDDEN,),
+    f"{BLOCK}.mlp_norm.weight": (HIDDEN,),
+    f"{BLOCK}.mlp.w13_dn.weight": (2 * WIDTH, HIDDEN),
+    f"{BLOCK}.mlp.w2_md.weight": (HIDDEN, WIDTH),
+    **{f"{BLOCK}.{name}.weight": (HIDDEN, 1, 4) for name in ("attn_sconv", "mlp_sconv")},
+}
+
+
+def test_nothing_quantizes_the_branch_of_inkling(tmp_path: Path) -> None:
+    found = draft_of(write(tmp_path / "c", INKLING, plain(INKLING_TENSORS), []), "0.32.0")
+    assert found.verdict is Verdict.LOADS, found.error
+    assert set(built(found).values()) == {Format.BF16}
+
+
+def test_a_packed_branch_of_inkling_is_refused_by_name(tmp_path: Path) -> None:
+    name = f"{BLOCK}.attn.wq_du"
+    rest = {key: shape for key, shape in INKLING_TENSORS.items() if key != f"{name}.weight"}
+    folder = write(tmp_path / "c", INKLING, [*plain(rest), *packed(name, HIDDEN, HIDDEN)], [])
+    found = draft_of(folder, "0.32.0")
+    assert found.verdict is Verdict.FAILS
+    assert found.error == f"ValueError: Unexpected Inkling MTP weight: {name}.input_scale"
+
+
+def test_an_incomplete_branch_of_inkling_is_refused(tmp_path: Path) -> None:
+    rest = {key: shape for key, shape in INKLING_TENSORS.items() if "mlp_norm" not in key}
+    found = draft_of(write(tmp_path / "c", INKLING, plain(rest), None), "0.32.0")
+    assert found.verdict is Verdict.FAILS
+    assert (found.error or "").startswith("ValueError: Inkling MTP checkpoint is missing required parameters")
+
+
+# ------------------------------------------------------------------------------------------------------ Kimi-K3
+
+KIMI = {
+    "architectures": ["KimiK3ForConditionalGeneration"],
+    "model_type": "kimi_k3",
+    "text_config": {
+        "hidden_size": HIDDEN,
+        "mla_use_output_gate": True,
+        "num_hidden_layers": 2,
+        "num_nextn_predict_layers": 1,
+        "num_shared_experts": 1,
+        "q_lora_rank": WIDTH,
+        "routed_expert_hidden_size": WIDTH,
+    },
+}
+LAYER = "language_model.model.layers.2"
+KIMI_TENSORS = {
+    **{f"{LAYER}.{name}.weight": (HIDDEN,) for name in ("enorm", "hnorm", "shared_head.norm")},
+    **{f"{LAYER}.{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")},
+    f"{LAYER}.eh_proj.weight": (HIDDEN, 2 * HIDDEN),
+    f"{LAYER}.shared_head.head.weight": (WORDS, HIDDEN),
+    f"{LAYER}.self_attn.q_a_proj.weight": (WIDTH, HIDDEN),
+    f"{LAYER}.self_attn.q_a_layernorm.weight": (WIDTH,),
+    f"{LAYER}.self_attn.q_b_proj.weight": (HIDDEN, WIDTH),
+    f"{LAYER}.self_attn.kv_a_proj_with_mqa.weight": (2 * WIDTH, HIDDEN),
+    f"{LAYER}.self_attn.kv_a_layernorm.weight": (WIDTH,),
+    f"{LAYER}.self_attn.kv_b_proj.weight": (HIDDEN, WIDTH),
+    f"{LAYER}.self_attn.g_proj.weight": (HIDDEN, HIDDEN),
+    f"{LAYER}.self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+    f"{LAYER}.block_sparse_moe.gate.weight": (2, HIDDEN),
+    f"{LAYER}.block_sparse_moe.gate.e_score_correction_bias": (2,),
+    f"{LAYER}.block_sparse_moe.routed_expert_down_proj.weight": (WIDTH, HIDDEN),
+    f"{LAYER}.block_sparse_moe.routed_expert_up_proj.weight": (HIDDEN, WIDTH),
+    f"{LAYER}.block_sparse_moe.shared_experts.gate_proj.weight": (WIDTH, HIDDEN),
+    f"{LAYER}.block_sparse_moe.shared_experts.up_proj.weight": (WIDTH, HIDDEN),
+    f"{LAYER}.block_sparse_moe.shared_experts.down_proj.weight": (HIDDEN, WIDTH),
+    **{
+        f"{LAYER}.block_sparse_moe.experts.{expert}.{name}.weight": (WIDTH, WIDTH)
+        for expert in range(2)
+        for name in ("w1", "w2", "w3")
+    },
+}
+
+
+@pytest.mark.parametrize("release", ["0.28.0", "0.32.0"])
+@pytest.mark.parametrize(
+    ("excludes", "verdict"),
+    [
+        ([f"{LAYER}*"], Verdict.FAILS),
+        (["model.layers.2*"], Verdict.LOADS),
+        (["*layers.2*"], Verdict.LOADS),
+    ],
+)
+def test_lists_reach_the_branch_of_kimi_without_the_name_of_the_wrapper(
+    tmp_path: Path, excludes: list[str], verdict: Verdict, release: str
+) -> None:
+    found = draft_of(write(tmp_path / "c", KIMI, plain(KIMI_TENSORS), excludes), release)
+    assert found.verdict is verdict, found.error
+    fused = "fused_qkv_a_g_proj" if release == "0.32.0" else "fused_qkv_a_proj"
+    forms = built(found)
+    assert forms["model.layers.2.eh_proj"] is Format.BF16  # never asked
+    assert forms[f"model.layers.2.self_attn.{fused}"] is (Format.NVFP4 if verdict is Verdict.FAILS else Format.BF16)
+    assert forms["model.layers.2.head"] is forms[f"model.layers.2.self_attn.{fused}"]
