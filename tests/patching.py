@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mtpfix.engines import load
 
@@ -43,3 +46,11 @@ def set_scalar(folder: Path, name: str, value: float) -> None:
     with (folder / tensor.shard).open("r+b") as file:
         file.seek(starts[tensor.shard] + tensor.begins[0])
         file.write(struct.pack("<f", value))
+
+
+@contextmanager
+def set_up_json(path: Path) -> Iterator[dict[str, Any]]:
+    """Change a JSON file: what is done to the object is written back."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    yield content
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

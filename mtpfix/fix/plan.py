@@ -17,7 +17,7 @@ from mtpfix.fix import repairs
 from mtpfix.fix.cost import bytes_written, shards_rewritten
 from mtpfix.fix.entries import find_entries, without_branch_entries
 from mtpfix.fix.graft import graft
-from mtpfix.fix.operations import AddEntry, Operation
+from mtpfix.fix.operations import AddEntry, Dequantize, Operation
 from mtpfix.fix.repairs import WAYS, Repair, Way, Wishes, made
 from mtpfix.fix.trial import Trial, bad_of, name_of
 from mtpfix.model import Outcome, Role, Verdict
@@ -128,7 +128,7 @@ class _Search:
     steps: list[Repair] = field(default_factory=list)
     withheld: dict[str, Repair] = field(default_factory=dict)
     alternatives: dict[str, Repair] = field(default_factory=dict)
-    harm: dict[str, str] = field(default_factory=dict)
+    harm: dict[str, tuple[str, Repair]] = field(default_factory=dict)
     harmful: bool = False
 
     def take(self, repair: Repair) -> None:
@@ -146,7 +146,7 @@ class _Search:
             richer = self.spared(repair)
             if richer is not None:
                 return self.accepted(richer)
-            self.harm[repair.title] = spoilt
+            self.harm[repair.title] = (spoilt, repair)
             if not self.harmful:
                 return None
             repair = replace(repair, safe=False)
@@ -237,10 +237,19 @@ def _planned(context: Context, wishes: Wishes, ways: Sequence[Way]) -> Plan:
         alternatives=tuple(one for title, one in search.alternatives.items() if title not in used),
         notes=(
             *notes,
-            *(f"Not taken, as {where} would no longer load: {title}." for title, where in search.harm.items()),
+            *(_not_taken(search, where, repair) for where, repair in search.harm.values()),
             *_wanting(search),
         ),
     )
+
+
+def _not_taken(search: _Search, where: str, repair: Repair) -> str:
+    """Say which repair was left out for the sake of a release that nobody asked for, and how to have it."""
+    restored = {one.module for step in search.steps for one in step.operations if isinstance(one, Dequantize)}
+    kept = "--mtp keep " if any(map(search.trial.context.subject.in_branch, restored)) else ""
+    text = f"Not taken, as {where} would no longer load it: {repair.title} (writes {repair.bytes_written:,} bytes)"
+    unasked = where not in {name_of(release) for release in search.trial.context.releases}
+    return f"{text}. {kept}--unsafe-fixes takes it." if unasked and not search.wishes.unsafe else f"{text}."
 
 
 def _wanting(search: _Search) -> Iterator[str]:
@@ -383,6 +392,8 @@ def _wish_packed(search: _Search) -> list[str]:
             if not able and repairs.packable(item) and built.layer not in ("norm", "embedding", "head"):
                 forbids.setdefault(name, name_of(release))
     wanted = [name for name, able in packed.items() if able]
+    if forbids and not wanted and _wish_restated(search, bare, list(forbids)):
+        return []
     notes = [
         f"{describe_names([one for one, by in forbids.items() if by == release])} stays in 16 bits: "
         f"{release} builds it plain."
@@ -399,8 +410,35 @@ def _wish_packed(search: _Search) -> list[str]:
     after = bare.plus(found[0].operations)
     listed = find_entries(after, before=trial) or find_entries(after, before=after)
     after = listed.trial if listed is not None else after
-    search.take(made(trial, after, f"quantize {describe_names(wanted)} to NVFP4", safe=True))
+    search.take(made(trial, after, found[0].title, safe=True))
     return notes
+
+
+def _wish_restated(search: _Search, bare: Trial, modules: Sequence[str]) -> bool:
+    """Pack modules of the branch and name each in an allow-list; return whether that was taken."""
+    trial, wanted = search.trial, list(modules)
+    while wanted:
+        found = next(repairs.quantized(bare, wanted, search.wishes), None)
+        if found is None:
+            return False
+        packed = bare.plus(found.operations)
+        worse: set[str] = set()
+        for repair in repairs.restate_mixed(packed, search.wishes):
+            after = packed.plus(repair.operations)
+            worse = {bad[2] for bad in after.bad - trial.bad}
+            if not worse:
+                search.harmful = search.wishes.unsafe
+                title = f"{found.title}; {repair.title}"
+                accepted = search.accepted(made(trial, after, title, safe=True))
+                search.harmful = False
+                if accepted is not None:
+                    search.take(accepted)
+                return accepted is not None
+        fewer = [name for name in wanted if name not in repairs.with_fused(packed, worse & set(wanted))]
+        if len(fewer) == len(wanted):
+            return False
+        wanted = fewer
+    return False
 
 
 # ------------------------------------------------------------------------------------------------- what is left

@@ -228,18 +228,24 @@ def restate_mixed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     ]
     if not blocks or not modules_of(trial.occurrences(["quantized-into-plain", "other-format", "declaration-refused"])):
         return
-    layers = {
-        layer: entry
-        for item in stored.values()
-        if (entry := layer_entry(item)) is not None
-        for layer in spelled_out(item)
+    entries = {name: entry for name, item in stored.items() if (entry := layer_entry(item)) is not None}
+    layers = {layer: entry for name, entry in entries.items() for layer in spelled_out(stored[name])}
+    asked = {
+        built.prefix: entries[name]
+        for _, _, built in trial.built()
+        for name in built.modules
+        if name in entries and built.prefix and built.prefix not in layers
     }
-    operations: list[Operation] = []
-    for block in blocks:
-        operations.append(set_value(block.file, (*block_path(block), "quant_algo"), "MIXED_PRECISION"))
-        operations.append(set_value(block.file, (*block_path(block), "quantized_layers"), layers))
     title = f"declare MIXED_PRECISION with the {len(layers)} quantized modules by name"
-    yield made(trial, trial.plus(operations), title, safe=True)
+    for named, how in ((layers, ""), (layers | asked, f", and {len(asked)} names that engines ask with")):
+        operations: list[Operation] = []
+        for block in blocks:
+            operations.append(set_value(block.file, (*block_path(block), "quant_algo"), "MIXED_PRECISION"))
+            operations.append(set_value(block.file, (*block_path(block), "quantized_layers"), named))
+        after = trial.plus(operations)
+        yield made(trial, after, title + how, safe=True)
+        if not asked or after.gain(trial):
+            return
 
 
 # --------------------------------------------------------------------------------------------------- input scales
