@@ -235,7 +235,7 @@ def test_a_base_with_another_vocabulary_is_refused(model: Make, tmp_path: Path) 
 
 def test_per_layer_arrays_grow_with_the_grafted_layers(model: Make, tmp_path: Path) -> None:
     folder, base = model("step3p7", "published"), model("step3p7", "layer-arrays")
-    actions = patched(folder, tmp_path / "out", "--graft", str(base), engines=("vllm==0.25.1",))
+    actions = patched(folder, tmp_path / "out", "--graft", str(base), engines=(NEWEST,))
     assert actions["graft"] == 1
     assert actions["set-value"] >= 1
     text = json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
@@ -261,19 +261,32 @@ def test_tensors_that_an_engine_refuses_are_dropped(model: Make, tmp_path: Path)
     safetensors.save_file({"model.layers.2.stale_proj.weight": torch.zeros(4, 4)}, folder / "stale.safetensors")
     with set_up_json(folder / INDEX) as index:
         index["weight_map"]["model.layers.2.stale_proj.weight"] = "stale.safetensors"
-    assert patched(folder, tmp_path / "out", "--unsafe-fixes") == {"drop": 1}
+    assert patched(folder, tmp_path / "out", "--unsafe-fixes") == {"drop": 1, "reindex": 1}
     assert not (tmp_path / "out" / "stale.safetensors").exists()
 
 
-def test_shadowed_copies_are_dropped(model: Make, tmp_path: Path) -> None:
+def test_copies_that_the_index_does_not_name_are_dropped(model: Make, tmp_path: Path) -> None:
     folder = model("qwen3_5", "excluded-glob")
     name = "mtp.fc.weight"
     copy = torch.ones_like(tensors_of(folder)[name])
     safetensors.save_file({name: copy}, folder / "a-copy.safetensors")
-    actions = patched(folder, tmp_path / "out", "--unsafe-fixes")
-    assert actions["drop"] == 1
+    assert patched(folder, tmp_path / "out") == {"drop": 1, "reindex": 1}
     assert not (tmp_path / "out" / "a-copy.safetensors").exists()
     assert not torch.equal(tensors_of(tmp_path / "out")[name], copy)
+
+
+def test_of_two_copies_without_an_index_the_last_is_kept(model: Make, tmp_path: Path) -> None:
+    folder = model("qwen3_5", "excluded-glob")
+    name = "mtp.fc.weight"
+    copy = torch.ones_like(tensors_of(folder)[name])
+    safetensors.save_file({name: copy}, folder / "z-copy.safetensors")
+    (folder / INDEX).unlink()
+    code, text, _ = run(folder, "--dry-run", "--for", NEWEST)
+    assert code == 0
+    assert "with --unsafe-fixes: drop mtp.fc.weight from model-0000" in text
+    actions = patched(folder, tmp_path / "out", "--unsafe-fixes")
+    assert actions["drop"] == 1
+    assert torch.equal(tensors_of(tmp_path / "out")[name], copy)
 
 
 def test_the_index_is_rebuilt(model: Make, tmp_path: Path) -> None:
@@ -298,7 +311,9 @@ def test_an_allow_list_lets_a_packed_branch_load_where_one_algorithm_does_not(
     assert code == 1
     assert "would no longer load it: declare MIXED_PRECISION" in " ".join(text.split())
     arguments = ("--mtp", "keep", "--unsafe-fixes")
-    assert patched(folder, tmp_path / "out", *arguments, engines=(SGLANG,)) == {"set-value": 4}
+    actions = patched(folder, tmp_path / "out", *arguments, engines=(SGLANG,))
+    assert actions.pop("set-value") == 4
+    assert set(actions) == ({"remove-entry"} if family == "deepseek_v3" else set())
     shards = [path.name for path in folder.glob("*.safetensors")]
     assert all((tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes() for name in shards)
 
@@ -315,7 +330,8 @@ def test_engines_that_disagree_are_named_with_the_module_and_get_a_plan_each(mod
     assert not (tmp_path / "out").exists()
     said = " ".join(text.split())
     assert "vllm 0.24.0 builds it nvfp4, vllm 0.32.0 bf16, and nothing that was tried serves both" in said
-    assert f"{folder}: loads completely in vllm 0.32.0" in said
+    assert f"{folder}: no repair was found after which it loads completely in vllm 0.24.0" in said
+    assert f"{folder}: nothing to repair for vllm 0.32.0" in said
 
 
 # ---------------------------------------------------------------------------------------------------------- plans

@@ -27,7 +27,13 @@ LONGEST = 24
 """Steps a plan has at most: more would mean that repairs undo each other."""
 MOST_PRUNED = 64
 """Entries that are each tried without; a longer list is left as it was found."""
-FILES: tuple[Way, ...] = (repairs.reindex, repairs.drop_nested, repairs.synchronise, repairs.share_scales)
+FILES: tuple[Way, ...] = (
+    repairs.reindex,
+    repairs.drop_copies,
+    repairs.drop_nested,
+    repairs.synchronise,
+    repairs.share_scales,
+)
 """Ways that put in order what no release refuses to load, once the releases asked for load."""
 TENSOR_WAYS: tuple[Way, ...] = (repairs.dequantize, repairs.quantize)
 """Ways that write tensors, told as alternatives to one that writes none."""
@@ -129,6 +135,7 @@ class _Search:
     withheld: dict[str, Repair] = field(default_factory=dict)
     alternatives: dict[str, Repair] = field(default_factory=dict)
     harm: dict[str, tuple[str, Repair]] = field(default_factory=dict)
+    untidy: list[Repair] = field(default_factory=list)
     harmful: bool = False
 
     def take(self, repair: Repair) -> None:
@@ -233,7 +240,7 @@ def _planned(context: Context, wishes: Wishes, ways: Sequence[Way]) -> Plan:
     used = {step.title for step in search.steps}
     return replace(
         plan,
-        withheld=tuple(search.withheld.values()) if plan.open else (),
+        withheld=tuple(search.withheld.values() if plan.open else search.untidy),
         alternatives=tuple(one for title, one in search.alternatives.items() if title not in used),
         notes=(
             *notes,
@@ -301,6 +308,8 @@ def _tidy(search: _Search) -> None:
             accepted = None if after.bad - search.trial.bad else search.accepted(repair)
             if accepted is not None:
                 search.take(accepted)
+            elif repair.title in search.withheld:
+                search.untidy.append(repair)
 
 
 def _prune(search: _Search) -> None:

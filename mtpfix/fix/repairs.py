@@ -43,7 +43,7 @@ from mtpfix.fix.operations import (
 from mtpfix.fix.preview import INDEXED_FAULTS, scale_names
 from mtpfix.fix.stacks import unstacked
 from mtpfix.fix.trial import Trial, modules_of
-from mtpfix.model import EXPERT, Declaration, Dialect, Fault, Format, Stored
+from mtpfix.model import EXPERT, Declaration, Dialect, Fault, Format, Stored, Tensor
 from mtpfix.rules.scales import differing_groups
 
 MISBUILT = ("quantized-into-plain", "other-format", "scale-missing", "scale-shape", "scale-partly-written")
@@ -94,10 +94,34 @@ def made(trial: Trial, after: Trial, title: str, *, safe: bool, rest: Iterable[s
 
 
 def reindex(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
-    """Write the index anew where it and the shards disagree."""
+    """Write the index anew where it and the shards disagree, without tensors that it names in another shard.
+
+    An engine that obeys the index never reads those: what it loads stays the same.
+    """
     del wishes
-    if any(problem.fault in INDEXED_FAULTS for problem in trial.context.checkpoint.problems):
-        yield made(trial, trial.plus([Reindex()]), "rebuild the index from the shards", safe=True)
+    checkpoint = trial.context.checkpoint
+    if not any(problem.fault in INDEXED_FAULTS for problem in checkpoint.problems):
+        return
+    indexed = {shard.name for shard in checkpoint.shards if shard.indexed}
+    held = {name for tensor in checkpoint.tensors if tensor.shard in indexed for name in full_names(tensor)}
+    shadowed: dict[str, list[str]] = {}
+    for tensor in checkpoint.tensors:
+        if tensor.shard not in indexed:
+            shadowed.setdefault(tensor.shard, []).extend(name for name in full_names(tensor) if name in held)
+    operations = [DropTensors(shard, tuple(names)) for shard, names in shadowed.items() if names]
+    title = "rebuild the index from the shards"
+    if operations:
+        copies = describe_names(name for one in operations for name in one.names)
+        title += f", without the copies of {copies} in {', '.join(one.shard for one in operations)}"
+    yield made(trial, trial.plus([*operations, Reindex()]), title, safe=True)
+
+
+def full_names(tensor: Tensor) -> Iterator[str]:
+    """Yield the names of all tensors that a description stands for."""
+    if tensor.experts is None:
+        yield tensor.name
+    else:
+        yield from (tensor.name.replace(EXPERT, str(number), 1) for number in tensor.experts)
 
 
 def drop_copies(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
@@ -112,9 +136,7 @@ def drop_copies(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     last: dict[str, str] = {}
     copies: dict[str, list[str]] = {}
     for tensor in sorted(checkpoint.tensors, key=lambda tensor: tensor.shard):
-        numbers: Sequence[int | None] = tensor.experts if tensor.experts is not None else (None,)
-        for number in numbers:
-            name = tensor.name if number is None else tensor.name.replace(EXPERT, str(number), 1)
+        for name in full_names(tensor):
             if name in last:
                 copies.setdefault(last[name], []).append(name)
             last[name] = tensor.shard
@@ -196,8 +218,7 @@ def list_plain(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
 def relist(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     """Take out the entries that exclude quantized modules, and name instead the plain ones they were for."""
     del wishes
-    mine = [one for one in trial.occurrences(["quantized-into-plain", "fused-partly-listed"]) if one.built]
-    unwanted = list(dict.fromkeys(one.built.excluded_by for one in mine if one.built and one.built.excluded_by))
+    unwanted = _covering(trial)
     operations = removals(trial.context.checkpoint, unwanted)
     if not operations:
         return
@@ -206,6 +227,19 @@ def relist(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     after = found.trial if found is not None and found.trial.gain(trial) > bare.gain(trial) else bare
     added = found.entries if found is not None and after is found.trial else ()
     yield made(trial, after, entries_title(trial.context.checkpoint, added, unwanted), safe=True)
+
+
+def _covering(trial: Trial) -> list[str]:
+    """Return the entries that exclude quantized modules: behind one that goes another may come to light."""
+    entries: dict[str, None] = {}
+    after = trial
+    while True:
+        found = after.occurrences(["quantized-into-plain", "fused-partly-listed"])
+        fresh = {one.built.excluded_by for one in found if one.built and one.built.excluded_by} - entries.keys()
+        if not fresh:
+            return list(entries)
+        entries.update(dict.fromkeys(sorted(fresh)))
+        after = trial.plus(removals(trial.context.checkpoint, entries))
 
 
 def allow_packed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
@@ -237,15 +271,21 @@ def restate_mixed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
         if name in entries and built.prefix and built.prefix not in layers
     }
     title = f"declare MIXED_PRECISION with the {len(layers)} quantized modules by name"
+    found: list[tuple[str, Trial]] = []
     for named, how in ((layers, ""), (layers | asked, f", and {len(asked)} names that engines ask with")):
         operations: list[Operation] = []
         for block in blocks:
             operations.append(set_value(block.file, (*block_path(block), "quant_algo"), "MIXED_PRECISION"))
             operations.append(set_value(block.file, (*block_path(block), "quantized_layers"), named))
-        after = trial.plus(operations)
-        yield made(trial, after, title + how, safe=True)
-        if not asked or after.gain(trial):
-            return
+        found.append((f"{title}{how}", trial.plus(operations)))
+        if not asked or not found[-1][1].bad:
+            break
+    else:
+        excluded = dict.fromkeys(entry for block in blocks for entry in block.excludes)
+        bare = found[-1][1].plus(removals(trial.context.checkpoint, excluded))
+        found.append((f"{found[-1][0]}, and empty the exclude list that it replaces", bare))
+    for text, after in sorted(found, key=lambda one: len(one[1].bad)):
+        yield made(trial, after, text, safe=True)
 
 
 # --------------------------------------------------------------------------------------------------- input scales
@@ -451,10 +491,7 @@ def drop_unknown(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
 
         module = split_name(tensor.name)[0]
         if module in modules and module not in used:
-            numbers = tensor.experts if tensor.experts is not None else (None,)
-            by_shard.setdefault(tensor.shard, []).extend(
-                tensor.name if number is None else tensor.name.replace(EXPERT, str(number), 1) for number in numbers
-            )
+            by_shard.setdefault(tensor.shard, []).extend(full_names(tensor))
     if by_shard:
         names = [name for shard in by_shard.values() for name in shard]
         operations = [DropTensors(shard, tuple(found)) for shard, found in by_shard.items()]
