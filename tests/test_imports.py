@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.checkpoints import build
 
 HEAVY = {
     *("torch", "numpy", "safetensors", "huggingface_hub", "transformers"),
@@ -35,6 +38,14 @@ def test_no_tensor_library_and_no_network_client_is_loaded(arguments: list[str])
     code, modules = loaded(*arguments)
     assert code == 0
     assert "mtpfix.cli" in modules
+    assert not HEAVY & modules
+
+
+def test_a_folder_is_scanned_without_a_network_client(tmp_path: Path) -> None:
+    build(tmp_path / "model", "qwen3_5", "excluded-glob")
+    code, modules = loaded("scan", str(tmp_path / "model"), "-e", "vllm==0.32.0", "-o", str(tmp_path / "report"))
+    assert code == 0
+    assert "mtpfix.checkpoint.local" in modules
     assert not HEAVY & modules
 
 

@@ -663,6 +663,23 @@ def test_the_branch_alone_is_judged_as_with_the_rest(hub: Hub, tmp_path: Path, f
     assert "the main model was not judged" in report.notes[0]
 
 
+def test_the_branch_alone_takes_ten_requests_where_it_lies_in_two_shards(hub: Hub, folder: Path) -> None:
+    index = file_of(folder / INDEX, INDEX, lfs=True)
+    hub.repositories[NAME].commit({INDEX: index})
+    report = scan(NAME, engines=RELEASE, scope="mtp")
+    assert len(report.checkpoint.shards) == len(report.checkpoint.left_out) == 2
+    assert len(hub.asked()) == 10
+
+
+def test_a_shard_that_no_index_names_may_hold_the_branch(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    write_shard(tmp_path / "extra.safetensors", [Tensor("mtp.extra.weight", "BF16", (4, 4))])
+    extra = file_of((tmp_path / "extra.safetensors").read_bytes(), "extra.safetensors")
+    hub.repositories[NAME].commit({"extra.safetensors": extra})
+    report = scan(NAME, engines=RELEASE, scope="mtp")
+    assert "extra.safetensors" in {shard.name for shard in report.checkpoint.shards}
+    assert "shard-unindexed" in {finding.name for finding in report.findings}
+
+
 def test_the_branch_alone_says_where_it_could_not_be_told_apart(hub: Hub, tmp_path: Path) -> None:
     build(tmp_path / "model", "qwen3_5", "excluded-glob", "tiny", shards=1)
     hub.add("org/single", tmp_path / "model")
