@@ -217,12 +217,36 @@ class Hub:
             )
         )
 
+    def locate(self, reference: Reference, name: str, entry: Entry) -> str:
+        """Return the address that the Hub redirects to for a file, or its own where it has the file itself."""
+
+        def consume(response: Any, url: str) -> str:
+            self._refuse(response, url, reference, name)
+            return url
+
+        return self._insist(
+            lambda: self._follow(
+                self._resolve(reference, name),
+                {**_PLAIN, "Range": "bytes=0-0"},
+                consume,
+                lambda one: _check_linked(one, name, entry),
+                lambda url: url,
+            )
+        )
+
     def beginning(
-        self, reference: Reference, name: str, entry: Entry, wanted: int, needed: Callable[[bytes], int]
+        self,
+        reference: Reference,
+        name: str,
+        entry: Entry,
+        wanted: int,
+        needed: Callable[[bytes], int],
+        place: str = "",
     ) -> Beginning:
         """Return at least the bytes of a file that `needed` asks for, given its first eight, in one request if it can.
 
-        `wanted` bytes are asked for at first. Where the server ignores that, no more is read than is needed.
+        `wanted` bytes are asked for at first. Where the server ignores that, no more is read than is needed. `place` is
+        where the file was located before, if it was.
         """
         count = min(wanted, entry.size)
 
@@ -240,12 +264,7 @@ class Hub:
                     return Beginning(bytes(data), url)
             raise _TransientError(f"{shown(name)}: the answer ended after {len(data)} bytes", _AGAIN)
 
-        headers = {**_PLAIN, "Range": f"bytes=0-{count - 1}"}
-        first = self._insist(
-            lambda: self._follow(
-                self._resolve(reference, name), headers, consume, lambda one: _check_linked(one, name, entry)
-            )
-        )
+        first = self._from(place, reference, name, entry, {**_PLAIN, "Range": f"bytes=0-{count - 1}"}, consume)
         length = needed(first.data[:8])
         if len(first.data) >= length:
             return first
@@ -267,11 +286,23 @@ class Hub:
             _check_range(response, name, start, count, entry.size)
             return self._exactly(response, count, name)
 
+        return self._from(place, reference, name, entry, headers, consume)
+
+    def _from(
+        self,
+        place: str,
+        reference: Reference,
+        name: str,
+        entry: Entry,
+        headers: Mapping[str, str],
+        consume: Callable[[Any, str], T],
+    ) -> T:
+        """Return what `consume` makes of a file, from where it was located, or from where the Hub says it is now."""
         if place:
             try:
                 return self._insist(lambda: self._follow(place, headers, consume))
             except PlaceError:
-                pass  # such addresses are valid for some minutes: ask the Hub for a new one
+                pass  # such addresses are valid for some minutes
         return self._insist(
             lambda: self._follow(
                 self._resolve(reference, name), headers, consume, lambda one: _check_linked(one, name, entry)
@@ -286,19 +317,18 @@ class Hub:
 
     def _insist(self, action: Callable[[], T]) -> T:
         """Return what an action returns, after as many attempts as it takes and is allowed."""
-        wait = FIRST_WAIT
-        for attempt in range(1, ATTEMPTS + 1):
+        wait, attempt = FIRST_WAIT, 1
+        while True:
             try:
                 return action()
             except _TransientError as fault:
                 pause = wait if fault.wait is None else fault.wait
-                if attempt == ATTEMPTS or pause > LONGEST_WAIT:
+                if attempt >= ATTEMPTS or pause > LONGEST_WAIT:
                     tried = f" ({attempt} attempts)" if attempt > 1 else ""
                     raise HubError(f"{fault.message}{tried}", fault.hint) from None
             if self.stop.wait(pause):
                 raise HubError("the scan was interrupted", "run it again")
-            wait *= 2
-        raise AssertionError  # pragma: no cover - the last attempt returns or raises
+            wait, attempt = wait * 2, attempt + 1
 
     def _follow(
         self,
@@ -306,8 +336,12 @@ class Hub:
         headers: Mapping[str, str],
         consume: Callable[[Any, str], T],
         look: Callable[[Any], None] | None = None,
+        leave: Callable[[str], T] | None = None,
     ) -> T:
-        """Return what `consume` makes of the answer at the end of all redirects; `look` sees the first answer."""
+        """Return what `consume` makes of the answer at the end of all redirects; `look` sees the first answer.
+
+        With `leave` a redirect to another origin is not followed: what that makes of its address is returned.
+        """
         from huggingface_hub.utils import get_session
 
         if self.offline:
@@ -326,6 +360,8 @@ class Hub:
                     url = _redirected(url, response.headers.get("location", ""))
                     if 0 <= _number(response.headers.get("content-length")) <= _CHUNK:
                         response.read()  # so that the connection can be used again
+                if leave is not None and own and _origin(url) != _origin(self.endpoint):
+                    return leave(url)
             except MtpfixError:
                 raise
             except Exception as error:  # noqa: BLE001 - the HTTP library's exceptions cannot be named: see above

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -46,6 +46,7 @@ MOST_HEADERS = 2_000_000_000
 MOST_RANGES = 4
 """Further requests that are made for the scales of one shard."""
 
+_DOCUMENTS = {CONFIG_FILE: LARGEST_CONFIG, QUANT_FILE: LARGEST_CONFIG, INDEX_FILE: LARGEST_INDEX}
 _ENTRY = 82  # bytes of a tensor's entry in a header, without its name
 _MARGIN = 4096  # bytes of metadata, of padding, and of the single float32 numbers that most writers put first
 _UNKNOWN = 128 * 1024  # bytes first asked for of a shard that no index names
@@ -133,9 +134,12 @@ def open_remote(
     origin = Origin(ref, None, repository.commit)
     pool = ThreadPoolExecutor(THREADS)
     try:
-        documents, lost = _read_documents(repository, pool)
-        index = documents.index
         top = [name for name in sorted(repository.files) if "/" not in name and is_shard(name)]
+        pending = {name: pool.submit(repository.read_whole, name, largest) for name, largest in _DOCUMENTS.items()}
+        early = [name for name in top if headers and choose is None and repository.must_ask(name)]
+        located = {name: pool.submit(repository.locate, name) for name in early}  # that takes no index
+        documents, lost = _read_documents(pending)
+        index = documents.index
         if not top and not documents.has_index and (headers or not documents.config):
             raise NothingToCheck(
                 f"there is no checkpoint in {shown(ref)}: no *{SUFFIX} file, and no {INDEX_FILE}",
@@ -148,7 +152,12 @@ def open_remote(
         there = [name for name in named if name in repository.files]
         wanted = None if choose is None or index is None or not index.usable else choose(documents.config, index)
         shards, left_out = _divided([*top, *there], index, wanted)
-        reading, tails = _read_shards(repository, shards, index, pool, progress)
+        expected = expected_sizes(index)
+        begun = {
+            pool.submit(_read_shard, repository, name, expected.get(name, _UNKNOWN), located.get(name)): name
+            for name in shards
+        }
+        reading, tails = _gather_shards(begun, progress)
         reading.unread += lost
         if index:
             reading.unread += index.refused
@@ -164,11 +173,9 @@ def open_remote(
         hub.stop.clear()
 
 
-def _read_documents(repository: Repository, pool: ThreadPoolExecutor) -> tuple[Documents, list[str]]:
-    """Return what configurations and index say, which are fetched together, and which of them could not be had."""
+def _read_documents(pending: Mapping[str, Future[bytes | None]]) -> tuple[Documents, list[str]]:
+    """Return what configurations and index say, and which of them could not be had."""
     lost: list[str] = []
-    largest = {CONFIG_FILE: LARGEST_CONFIG, QUANT_FILE: LARGEST_CONFIG, INDEX_FILE: LARGEST_INDEX}
-    pending = {name: pool.submit(repository.read_whole, name, largest[name]) for name in largest}
 
     def read(name: str, _largest: int) -> bytes | None:
         try:
@@ -192,17 +199,12 @@ def _divided(shards: Sequence[str], index: Index | None, wanted: Collection[str]
     return [name for name in shards if name not in left_out], left_out
 
 
-def _read_shards(
-    repository: Repository,
-    shards: Sequence[str],
-    index: Index | None,
-    pool: ThreadPoolExecutor,
-    progress: Progress | None,
+def _gather_shards(
+    pending: Mapping[Future[tuple[Header, bytes]], str], progress: Progress | None
 ) -> tuple[Reading, dict[str, bytes]]:
+    """Return the headers that are being read, and the bytes behind each."""
     reading, tails = Reading(), {}
-    expected = expected_sizes(index)
     budget = MOST_HEADERS
-    pending = {pool.submit(_read_shard, repository, name, expected.get(name, _UNKNOWN)): name for name in shards}
     for done, future in enumerate(as_completed(pending), 1):
         name = pending[future]
         try:
@@ -220,14 +222,16 @@ def _read_shards(
         except (FormatError, HubError) as error:
             reading.refuse(name, Fault.SHARD_UNREADABLE, error.message, error.hint)
         if progress:
-            progress(done, len(shards))
+            progress(done, len(pending))
     reading.pointers.sort()
     reading.problems.sort(key=lambda problem: problem.files)
     return reading, tails
 
 
-def _read_shard(repository: Repository, name: str, wanted: int) -> tuple[Header, bytes]:
-    """Return a shard's header, and the bytes that were read behind it."""
+def _read_shard(repository: Repository, name: str, wanted: int, located: Future[None] | None) -> tuple[Header, bytes]:
+    """Return a shard's header, and the bytes that were read behind it; waits until it is located, if it is asked."""
+    if located is not None:
+        located.result()
     data = repository.read_beginning(name, wanted)
     size = repository.files[name].size
     start = PREFIX + header_length(data, size, name)

@@ -38,7 +38,8 @@ _ONLINE = "leave out --offline, or unset HF_HUB_OFFLINE, to read it from the Hub
 class Repository:
     """One commit; `files` are all that it holds, or, where `whole` is False, those that are known offline.
 
-    `reference` names the commit. `places` are addresses at which the rest of a file was found before.
+    `reference` names the commit. `places` are the addresses of files as far as the Hub told them, `fresh` the files
+    whose beginning it sent.
     """
 
     reference: Reference
@@ -48,6 +49,7 @@ class Repository:
     downloads: Path
     whole: bool = True
     places: dict[str, str] = field(default_factory=dict)
+    fresh: set[str] = field(default_factory=set)
 
     @property
     def commit(self) -> str:
@@ -73,6 +75,18 @@ class Repository:
         self.cache.write(_CONTENTS, entry.key, data)
         return data
 
+    def must_ask(self, name: str) -> bool:
+        """Return whether the beginning of a file lies nowhere at hand, as far as that shows without reading it."""
+        entry = self.files[name]
+        paths = (*self._places_at_hand(name, entry), self.cache.folder / _BEGINNINGS / entry.key)
+        return not self.hub.offline and entry.size >= PREFIX and not any(path.is_file() for path in paths)
+
+    def locate(self, name: str) -> None:
+        """Ask the Hub where it redirects to for a large file, so that reading it takes no redirect then."""
+        entry = self.files[name]
+        if entry.sha256 is not None:
+            self.places[name] = self.hub.locate(self.reference, name, entry)
+
     def read_beginning(self, name: str, wanted: int) -> bytes:
         """Return the header of a safetensors file with the eight bytes before it, and what was read behind it.
 
@@ -95,13 +109,15 @@ class Repository:
             if data is not None:
                 return data
         self._check_online(name)
-        found: Beginning = self.hub.beginning(self.reference, name, entry, wanted, needed)
+        place = self.places.get(name, "")
+        found: Beginning = self.hub.beginning(self.reference, name, entry, wanted, needed, place)
         self.places[name] = found.place
+        self.fresh.add(name)
         return found.data
 
     def keep_beginning(self, name: str, data: bytes) -> None:
         """Keep the beginning of a file for later, once it is known to be sound."""
-        if name in self.places:  # else it was read from here, or from a download
+        if name in self.fresh:
             self.cache.write(_BEGINNINGS, self.files[name].key, data)
 
     def read_range(self, name: str, start: int, count: int) -> bytes:
@@ -123,10 +139,14 @@ class Repository:
         if self.hub.offline:
             raise HubError(f"{shown(name)}: {_NEVER}", _ONLINE)
 
+    def _places_at_hand(self, name: str, entry: Entry) -> tuple[Path, ...]:
+        """Return where the Hugging Face cache has a file, if it has it."""
+        snapshot = self.downloads / "snapshots" / self.commit / name
+        return (self.downloads / "blobs" / entry.key, snapshot) if entry.key else (snapshot,)
+
     def _downloaded(self, name: str, entry: Entry, start: int, count: int) -> bytes | None:
         """Return bytes of a file from the Hugging Face cache, None where it is not there as it is listed."""
-        blob = (self.downloads / "blobs" / entry.key,) if entry.key else ()
-        for path in (*blob, self.downloads / "snapshots" / self.commit / name):
+        for path in self._places_at_hand(name, entry):
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
