@@ -5,8 +5,9 @@
 Both read the same checkpoint of random BF16 matrices from the page cache, on the CPU, and write another until it is on
 the device: ours by the writer that `mtpfix patch` uses, with its checksums and its rename; theirs followed by an fsync
 of each file. Each runs in a process of its own, whose imports are not timed and whose memory after them is not counted.
-The best round of each counts. llm-compressor is installed from the package index into an environment made for it
-(`--environment` keeps it); its scheme is NVFP4A16, which quantizes the weights alone, as ours does.
+The best round of each counts; scales are searched with both weight errors measured, as `--scale-search` does.
+llm-compressor is installed from the package index into an environment made for it (`--environment` keeps it); its
+scheme is NVFP4A16, which quantizes the weights alone, as ours does.
 """
 
 from __future__ import annotations
@@ -62,13 +63,14 @@ def build(folder: Path, size: int) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def quantize_ours(source: Path, out: Path, *, search: bool) -> None:
-    """Quantize every matrix by itself and write the checkpoint."""
+def quantize_ours(source: Path, out: Path, *, search: bool) -> dict[str, float]:
+    """Quantize every matrix by itself, write the checkpoint, and return the weight errors where scales are searched."""
     from mtpfix.checkpoint.header import parse_tensors, read_raw
     from mtpfix.fix.changes import Changes, EditedShard, NewTensor
     from mtpfix.fix.index import with_index
     from mtpfix.fix.snapshot import take_snapshot
     from mtpfix.fix.writer import write
+    from mtpfix.nvfp4.format import WeightError
     from mtpfix.nvfp4.stream import QuantizedGroup, StoredTensor
 
     def number(group: QuantizedGroup) -> list[bytes]:
@@ -77,6 +79,7 @@ def quantize_ours(source: Path, out: Path, *, search: bool) -> None:
         return [struct.pack("<f", group.global_scale())]
 
     edited = []
+    groups: list[QuantizedGroup] = []
     for shard in sorted(source.glob("*.safetensors")):
         with shard.open("rb") as file:
             raw, size = read_raw(file.fileno(), shard.name)
@@ -84,7 +87,8 @@ def quantize_ours(source: Path, out: Path, *, search: bool) -> None:
         for name, entry in parse_tensors(raw, size, shard.name).items():
             rows, columns = entry.shape
             weight = StoredTensor(shard, 8 + len(raw) + entry.begin, entry.dtype, (rows, columns), name)
-            group = QuantizedGroup([weight], scale_search=search)
+            group = QuantizedGroup([weight], scale_search=search, measure_errors=search)
+            groups.append(group)
             recipe = f"{name} in NVFP4"
             put += (
                 NewTensor(name, "U8", (rows, columns // 2), recipe, partial(group.codes, 0)),
@@ -93,6 +97,10 @@ def quantize_ours(source: Path, out: Path, *, search: bool) -> None:
             )
         edited.append(EditedShard(shard.name, put=tuple(put)))
     write(with_index(Changes(take_snapshot(source), tuple(edited))), out)
+    if not search:
+        return {}
+    whole = sum((error for group in groups if (error := group.error(0)) is not None), WeightError())
+    return {"error_plain": whole.relative[0], "error_searched": whole.relative[1]}
 
 
 def quantize_theirs(source: Path, out: Path) -> None:
@@ -115,15 +123,16 @@ def run_part(part: str, source: Path, out: Path) -> None:
         import mtpfix.nvfp4.stream  # noqa: F401
     before = resource.getrusage(resource.RUSAGE_SELF)
     begun = time.perf_counter()
+    errors: dict[str, float] = {}
     if part == "llm-compressor":
         quantize_theirs(source, out)
     else:
-        quantize_ours(source, out, search=part == "mtpfix with search")
+        errors = quantize_ours(source, out, search=part == "mtpfix with search")
     seconds = time.perf_counter() - begun
     after = resource.getrusage(resource.RUSAGE_SELF)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     memory = (after.ru_maxrss - before.ru_maxrss) * 1024
-    print(json.dumps({"seconds": seconds, "processor_seconds": processor, "memory": memory}))
+    print(json.dumps({"seconds": seconds, "processor_seconds": processor, "memory": memory, **errors}))
 
 
 def environment(folder: Path) -> Path:
