@@ -454,6 +454,7 @@ def test_version_and_help() -> None:
         "check",
         "patch",
         "verify",
+        "push",
         "diff",
         "engines",
         "families",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from mtpfix.cli import check, diff, doctor, lists, patch, scan, verify
+from mtpfix.cli import check, diff, doctor, lists, patch, push, scan, verify
 from mtpfix.cli.app import app
 from mtpfix.errors import EXIT_OK
 
-__all__ = ["app", "check", "diff", "doctor", "lists", "main", "patch", "scan", "verify"]
+__all__ = ["app", "check", "diff", "doctor", "lists", "main", "patch", "push", "scan", "verify"]
 
 
 def main() -> NoReturn:

@@ -8,7 +8,7 @@ servers. By hand: `python -m tests.hub org/name=FOLDER`. Reads nothing of `mtpfi
 from __future__ import annotations
 
 from tests.hub.exchange import Answer, Fault, Request
-from tests.hub.repository import File, Repository, file_of
+from tests.hub.repository import File, Pull, Repository, file_of
 from tests.hub.server import Hub
 
-__all__ = ["Answer", "Fault", "File", "Hub", "Repository", "Request", "file_of"]
+__all__ = ["Answer", "Fault", "File", "Hub", "Pull", "Repository", "Request", "file_of"]

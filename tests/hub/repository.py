@@ -77,6 +77,18 @@ class Commit:
 
 
 @dataclass(slots=True)
+class Pull:
+    """A pull request, as its page tells it; its commits are those of `refs/pr/NUMBER`."""
+
+    number: int
+    title: str
+    description: str
+    author: str
+    commit: str
+    status: str = "open"
+
+
+@dataclass(slots=True)
 class Repository:
     """One model repository; `refs` lead from branches, tags and `refs/pr/N` to commits.
 
@@ -91,6 +103,7 @@ class Repository:
     writers: set[str] = field(default_factory=set)
     refs: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
+    pulls: list[Pull] = field(default_factory=list)
 
     def commit(
         self,

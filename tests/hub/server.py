@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tests.hub import reading, writing
 from tests.hub.exchange import Answer, Fault, Request, Route, Scripted, Server, Slice, find, refusal
-from tests.hub.repository import File, Repository, file_of, files_in
+from tests.hub.repository import REGULAR_LIMIT, File, Repository, file_of, files_in
 
 CHUNK = 1 << 16
 CONTROL = "/-/"
@@ -31,7 +31,8 @@ class Hub:
 
     `latency` is waited before each answer, in seconds. `page` is how many rows a page of a listing has at most.
     `redirect_regular` answers small files with a redirect on the same host, as the public Hub does. `renamed` leads
-    from old names of repositories to new ones, `tokens` from tokens to users.
+    from old names of repositories to new ones, `tokens` from tokens to users; the tokens of `read_only` users may not
+    write. Files up to `regular_limit` bytes may be committed without LFS.
     """
 
     latency: float = 0.0
@@ -42,10 +43,13 @@ class Hub:
     tokens: dict[str, str] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     uploads: dict[str, File] = field(default_factory=dict)
+    read_only: set[str] = field(default_factory=set)
+    regular_limit: int = REGULAR_LIMIT
     hosts: tuple[str, str] = ("127.0.0.1", "localhost")  # clients may tell hosts apart, and not ports
     ports: tuple[int, int] = (0, 0)
     _faults: list[Scripted] = field(default_factory=list)
     _servers: list[ThreadingHTTPServer] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _sockets: set[socket.socket] = field(default_factory=set)
 
