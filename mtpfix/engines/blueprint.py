@@ -37,7 +37,8 @@ class Planned:
     `param` the parameter path its messages show, `root` that of its group; `index` the number of its layer, `absent`
     whether nothing of that layer is stored. It is built plain under the methods of `plain_for`, unless an allow-list
     has a name that begins with `unless_listed`; and where a compressed-tensors
-    list has the name `plain_if_listed`. `shares_weight`: of the target's module only the weight is put there.
+    list has the name `plain_if_listed`. `shares_weight`: of the target's module only the weight is put
+    there; `shares_packed`: and that module is built quantized whenever this one is.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Planned:
     dequantizes: tuple[str, ...] = ()
     scalars_joined: Table | None = None
     plain_if_listed: str = ""
+    shares_packed: bool = False
     suffixes: tuple[str, ...] = ()
     no_slot: Table = field(default_factory=dict)
     split: bool = True
@@ -171,7 +173,8 @@ def _modules(
                     pick(entry.get("plain_unless_listed", group.get("plain_unless_listed")), version) or ""
                 ),
                 shared=bool(pick(entry.get("shared"), version)),
-                shares_weight=pick(entry.get("shared"), version) == "weight",
+                shares_weight=pick(entry.get("shared"), version) in ("weight", "packed"),
+                shares_packed=pick(entry.get("shared"), version) == "packed",
                 optional=bool(entry.get("optional")),
                 required=required,
                 source=str(entry.get("source", "")),

@@ -157,7 +157,8 @@ def _load(
     planned = module.planned
     table = parameters_of(module.built, module.dialect)
     written: dict[str, int] = {}
-    for place, item in present:
+    joins = planned.scalars_joined is not None and len(present) == len(planned.places)
+    for place, item in [_join(present)] if joins else present:
         if module.built.plain and place.part in planned.dequantizes and item.format in EIGHT_BIT:
             written["weight"] = written.get("weight", 0) + 1
             continue
@@ -186,6 +187,20 @@ def _load(
     if planned.scalars_joined is not None:
         yield from _join_scalars(module, planned.scalars_joined, [item for _, item in present])
     yield from _unwritten(module, present, stored, table, written, loader)
+
+
+def _join(present: Sequence[tuple[Place, Stored]]) -> tuple[Place, Stored]:
+    """Return the parts of a module as one: its rows follow each other, and it is there when its last part is."""
+    place, last = max(present, key=lambda one: one[0].module)
+    parts = {}
+    for suffix in set.intersection(*(set(item.parts) for _, item in present)):
+        pieces = [item.parts[suffix] for _, item in present]
+        rows = sum(piece.shape[0] for piece in pieces if piece.shape)
+        shape = (rows, *pieces[-1].shape[1:]) if all(piece.shape for piece in pieces) else ()
+        order = max((piece.order for piece in pieces), key=lambda one: (shard_key(one[0]), one[1]))
+        parts[suffix] = replace(pieces[-1], shape=shape, order=order)
+    shape = (sum(item.shape[0] if item.shape else 0 for _, item in present), *last.shape[1:])
+    return place, replace(last, shape=shape, parts=parts)
 
 
 def _join_scalars(module: Module, fact: Table, items: Sequence[Stored]) -> Iterator[Event]:
@@ -452,7 +467,7 @@ def _half_shared(module: Module, stored: Mapping[str, Stored], order: tuple[int,
     """Yield what stays unwritten where a quantized module gets the target's packed weight, but not its scales."""
     for place in module.planned.places:
         item = stored.get(place.module)
-        if item is not None and not item.format.plain:
+        if item is not None and (module.planned.shares_packed or not item.format.plain):
             yield _silent("scale-missing", place.module, f"{place.module}.weight_scale", module, order)
 
 
