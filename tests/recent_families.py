@@ -419,6 +419,7 @@ RECENT = (
         lambda _: ["language_model.model.mtp*"],
         renamed={"language_model.model.mtp.layers.": "model.layers."},
         inside={".transformer_layer.": "."},
+        listed=("lm_head",),
         vision=("vision_tower", "multi_modal_projector", "patch_merge_mlp"),
         published="glob",
         asked="<0",  # read, not run

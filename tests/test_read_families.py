@@ -11,7 +11,7 @@ import pytest
 
 from mtpfix import scan
 from mtpfix.model import Confidence, Format, ModelPrediction, Verdict
-from tests.checkpoints import Tensor, flat, write_shard
+from tests.checkpoints import Tensor, build, flat, write_shard
 
 HIDDEN, WIDTH, WORDS = 64, 32, 128
 
@@ -214,3 +214,42 @@ def test_lists_reach_the_branch_of_kimi_without_the_name_of_the_wrapper(
     assert forms["model.layers.2.eh_proj"] is Format.BF16  # never asked
     assert forms[f"model.layers.2.self_attn.{fused}"] is (Format.NVFP4 if verdict is Verdict.FAILS else Format.BF16)
     assert forms["model.layers.2.head"] is forms[f"model.layers.2.self_attn.{fused}"]
+
+
+# --------------------------------------------------------------------------------------------------- MiniMax-M3
+
+
+def test_packed_sparse_attention_of_minimax_has_scales_without_a_place(tmp_path: Path) -> None:
+    build(tmp_path / "c", "minimax_m3", "all-nvfp4")
+    report = scan(tmp_path / "c", engines=["vllm==0.32.0"])
+    (row,) = report.engines
+    draft = row.prediction.draft
+    assert row.prediction.target.verdict is Verdict.LOADS
+    assert draft.error == "AssertionError"
+    layer = "language_model.model.mtp.layers.0.transformer_layer"
+    assert draft.error_tensor == f"{layer}.self_attn.index_k_proj.input_scale"
+    assert any(finding.role == "draft" and finding.error == "AssertionError" for finding in report.findings)
+
+
+def test_sixteen_bit_sparse_attention_of_minimax_loads_where_it_is_listed_as_it_is_asked_for(tmp_path: Path) -> None:
+    build(tmp_path / "c", "minimax_m3", "excluded-engine")
+    (row,) = scan(tmp_path / "c", engines=["vllm==0.32.0"]).engines
+    assert row.prediction.draft.verdict is Verdict.LOADS
+
+
+# ---------------------------------------------------------------------------------------------------------- Ling
+
+
+@pytest.mark.parametrize(("ranks", "error"), [(2, None), (3, "attention heads")])
+def test_ranks_that_divide_heads_divide_ling(tmp_path: Path, ranks: int, error: str | None) -> None:
+    build(tmp_path / "c", "bailing_v2_5", "mixed")
+    report = scan(tmp_path / "c", engines=["vllm==0.32.0"], tp=ranks)
+    (row,) = report.engines
+    said = row.prediction.target.error
+    assert said is None if error is None else error in (said or "")
+
+
+def test_ranks_beyond_the_groups_of_norms_are_refused_by_ling(tmp_path: Path) -> None:
+    build(tmp_path / "c", "bailing_v2_5", "mixed", numbers={"group_norm_size": 1})
+    (row,) = scan(tmp_path / "c", engines=["vllm==0.32.0"], tp=2).engines
+    assert row.prediction.target.error == "AssertionError: tp_size must be <= group_norm_size for local rms norm"

@@ -179,7 +179,8 @@ def _load(
                 yield from _unknown(module, place, suffix, part, kind, loader)
                 continue
             if parameter.shape == "1" and place.part in planned.no_slot.get("parts", ()):
-                found = Unnamed(kind, place.module, part.order[1], part.order[0], module.because)
+                cause: Kind = "unknown-tensor" if kind == "same" else kind
+                found = Unnamed(cause, place.module, part.order[1], part.order[0], module.because)
                 yield refuse(planned.no_slot, {"name": part.order[1]}, loader, found)
                 continue
             written[suffix or "weight"] = written.get(suffix or "weight", 0) + 1
