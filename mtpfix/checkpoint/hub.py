@@ -18,9 +18,35 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import parse_qsl, quote, urlencode, urljoin, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from mtpfix import __version__
+from mtpfix.checkpoint.answers import (
+    AGAIN,
+    NETWORK,
+    ONLINE,
+    PORTS,
+    PROXY,
+    AccessError,
+    Entry,
+    EntryAbsentError,
+    HubError,
+    PlaceError,
+    Question,
+    TransientError,
+    check_length,
+    check_linked,
+    check_range,
+    host_of,
+    is_hash,
+    not_a_hub,
+    number_of,
+    origin_of,
+    redirected,
+    refuse,
+    refuse_odd,
+    refuse_page,
+)
 from mtpfix.checkpoint.ref import PathRefusedError, Reference, safe_member, shown
 from mtpfix.errors import MtpfixError, UsageError
 
@@ -46,49 +72,11 @@ MOST_PAGES = 500
 """Pages of one listing."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_TRANSIENT = (408, 429, 500, 502, 503, 504)
 _CHUNK = 1 << 16
-_PORTS = {"http": 80, "https": 443}
 
 T = TypeVar("T")
 
-
-class HubError(MtpfixError):
-    """Something could not be had from the Hub."""
-
-
-class EntryAbsentError(HubError):
-    """The Hub does not have this one file at this commit."""
-
-
-class AccessError(HubError):
-    """The Hub does not let this user read the repository, or knows no such repository: no file of it can be read."""
-
-
-class PlaceError(HubError):
-    """An address that the Hub redirected to does not give the file, or no longer."""
-
-
-class _TransientError(HubError):
-    """A fault that may pass: `wait` is how many seconds the server asks for, None where it says nothing."""
-
-    def __init__(self, message: str, hint: str = "", wait: float | None = None) -> None:
-        super().__init__(message, hint)
-        self.wait = wait
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file as the Hub lists it: `oid` names its content in git, `sha256` the content of a large one."""
-
-    size: int
-    oid: str
-    sha256: str | None = None
-
-    @property
-    def key(self) -> str:
-        """Return the name of the content: equal names, equal bytes."""
-        return self.sha256 or self.oid
+__all__ = ["AccessError", "Beginning", "Entry", "EntryAbsentError", "Hub", "HubError", "connect", "is_hash"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +107,7 @@ class Hub:
         answer = self._document(path, {}, reference)
         sha, name = answer.get("sha") if isinstance(answer, dict) else None, reference.repository
         if not isinstance(sha, str) or not is_hash(sha):
-            self._not_a_hub(f"its answer on {shown(str(reference))} names no commit")
+            raise not_a_hub(self.endpoint, f"its answer on {shown(str(reference))} names no commit")
         told = Reference.of_repository(answer.get("id"))
         return (told.repository if told else name), sha
 
@@ -139,7 +127,7 @@ class Hub:
         for row in self._rows("/api/models", {"author": organization}, None):
             told = Reference.of_repository(row.get("id"))
             if told is None or told.repository.split("/")[0].lower() != organization.lower():
-                self._not_a_hub("its list of repositories holds names of others")
+                raise not_a_hub(self.endpoint, "its list of repositories holds names of others")
             names.add(told.repository)
         return sorted(names)
 
@@ -160,7 +148,7 @@ class Hub:
             and (lfs is None or (isinstance(sha256, str) and is_hash(sha256)))
         )
         if not isinstance(name, str) or not isinstance(size, int) or not isinstance(oid, str) or not sound:
-            self._not_a_hub(f"its list says no size or no hash of {shown(str(name))}")
+            raise not_a_hub(self.endpoint, f"its list says no size or no hash of {shown(str(name))}")
         return name, Entry(size, oid, sha256)
 
     def _rows(self, path: str, query: Mapping[str, str], about: Reference | None) -> Iterator[Mapping[str, Any]]:
@@ -170,7 +158,7 @@ class Hub:
             following: list[str] = []
             rows = self._document(path, query, about, following)
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                self._not_a_hub(f"its answer to {path} is not a list")
+                raise not_a_hub(self.endpoint, f"its answer to {path} is not a list")
             yield from rows
             if not following:
                 return
@@ -178,7 +166,7 @@ class Hub:
                 break
             asked.add(following[0])
             query = dict(parse_qsl(following[0], keep_blank_values=True))
-        raise HubError(f"the list of files that {self._host} gives does not end", "try again later")
+        raise HubError(f"the list of files that {host_of(self.endpoint)} gives does not end", "try again later")
 
     def _document(
         self, path: str, query: Mapping[str, str], about: Reference | None, following: list[str] | None = None
@@ -192,8 +180,8 @@ class Hub:
             try:
                 value = json.loads(raw)
             except (ValueError, RecursionError):
-                self._refuse_page(response, url, raw)
-                self._not_a_hub(f"its answer to {path} is not JSON")
+                refuse_page(response, url, raw)
+                raise not_a_hub(self.endpoint, f"its answer to {path} is not JSON") from None
             if following is not None and (link := response.links.get("next", {}).get("url")):
                 following.append(urlsplit(link).query)
             return value
@@ -207,13 +195,13 @@ class Hub:
 
         def consume(response: Any, url: str) -> bytes:
             self._refuse(response, url, reference, name)
-            self._refuse_odd(response, url, name)
-            self._check_length(response, name, entry.size)
+            refuse_odd(response, url, name)
+            check_length(response, name, entry.size)
             return self._exactly(response, entry.size, name)
 
         return self._insist(
             lambda: self._follow(
-                self._resolve(reference, name), _PLAIN, consume, lambda one: _check_linked(one, name, entry)
+                self._resolve(reference, name), _PLAIN, consume, lambda one: check_linked(one, name, entry)
             )
         )
 
@@ -229,7 +217,7 @@ class Hub:
                 self._resolve(reference, name),
                 {**_PLAIN, "Range": "bytes=0-0"},
                 consume,
-                lambda one: _check_linked(one, name, entry),
+                lambda one: check_linked(one, name, entry),
                 lambda url: url,
             )
         )
@@ -252,17 +240,17 @@ class Hub:
 
         def consume(response: Any, url: str) -> Beginning:
             self._refuse(response, url, reference, name)
-            self._refuse_odd(response, url, name)
+            refuse_odd(response, url, name)
             if response.status_code == 206:
-                _check_range(response, name, 0, count, entry.size)
+                check_range(response, name, 0, count, entry.size)
                 return Beginning(self._exactly(response, count, name), url)
-            self._check_length(response, name, entry.size)
+            check_length(response, name, entry.size)
             data = bytearray()
             for piece in self._body(response, response.iter_raw(_CHUNK), None):
                 data += piece
                 if len(data) >= 8 and len(data) >= needed(bytes(data[:8])):
                     return Beginning(bytes(data), url)
-            raise _TransientError(f"{shown(name)}: the answer ended after {len(data)} bytes", _AGAIN)
+            raise TransientError(f"{shown(name)}: the answer ended after {len(data)} bytes", AGAIN)
 
         first = self._from(place, reference, name, entry, {**_PLAIN, "Range": f"bytes=0-{count - 1}"}, consume)
         length = needed(first.data[:8])
@@ -277,13 +265,13 @@ class Hub:
 
         def consume(response: Any, url: str) -> bytes:
             self._refuse(response, url, reference, name)
-            self._refuse_odd(response, url, name)
+            refuse_odd(response, url, name)
             if response.status_code != 206:
                 raise HubError(
-                    f"{shown(name)}: {_host(url)} does not answer requests for part of a file",
+                    f"{shown(name)}: {host_of(url)} does not answer requests for part of a file",
                     "download the repository with `hf download` and scan the folder",
                 )
-            _check_range(response, name, start, count, entry.size)
+            check_range(response, name, start, count, entry.size)
             return self._exactly(response, count, name)
 
         return self._from(place, reference, name, entry, headers, consume)
@@ -305,7 +293,7 @@ class Hub:
                 pass  # such addresses are valid for some minutes
         return self._insist(
             lambda: self._follow(
-                self._resolve(reference, name), headers, consume, lambda one: _check_linked(one, name, entry)
+                self._resolve(reference, name), headers, consume, lambda one: check_linked(one, name, entry)
             )
         )
 
@@ -321,7 +309,7 @@ class Hub:
         while True:
             try:
                 return action()
-            except _TransientError as fault:
+            except TransientError as fault:
                 pause = wait if fault.wait is None else fault.wait
                 if attempt >= ATTEMPTS or pause > LONGEST_WAIT:
                     tried = f" ({attempt} attempts)" if attempt > 1 else ""
@@ -345,9 +333,9 @@ class Hub:
         from huggingface_hub.utils import get_session
 
         if self.offline:
-            raise HubError("nothing can be asked offline", _ONLINE)
+            raise HubError("nothing can be asked offline", ONLINE)
         for _ in range(HOPS):
-            own = _origin(url) == _origin(self.endpoint)
+            own = origin_of(url) == origin_of(self.endpoint)
             sent = {**(self.headers if own else _anonymous(self.headers)), **headers}
             stream = get_session().stream
             try:
@@ -357,16 +345,16 @@ class Hub:
                         look = None
                     if response.status_code not in _REDIRECTS:
                         return consume(response, url)
-                    url = _redirected(url, response.headers.get("location", ""))
-                    if 0 <= _number(response.headers.get("content-length")) <= _CHUNK:
+                    url = redirected(url, response.headers.get("location", ""))
+                    if 0 <= number_of(response.headers.get("content-length")) <= _CHUNK:
                         response.read()  # so that the connection can be used again
-                if leave is not None and own and _origin(url) != _origin(self.endpoint):
+                if leave is not None and own and origin_of(url) != origin_of(self.endpoint):
                     return leave(url)
             except MtpfixError:
                 raise
             except Exception as error:  # noqa: BLE001 - the HTTP library's exceptions cannot be named: see above
                 self._fail(error, url)
-        raise HubError(f"{self._host} redirects in a circle", "check HF_ENDPOINT and the proxy settings")
+        raise HubError(f"{host_of(self.endpoint)} redirects in a circle", "check HF_ENDPOINT and the proxy settings")
 
     def _body(self, response: Any, pieces: Iterator[bytes], largest: int | None) -> Iterator[bytes]:
         """Yield the pieces of a body, as long as it is neither too large nor too slow."""
@@ -374,9 +362,9 @@ class Hub:
         for piece in pieces:
             count += len(piece)
             if largest is not None and count > largest:
-                raise HubError(f"{_host(str(response.url))} answers with more than {largest:,} bytes", _AGAIN)
+                raise HubError(f"{host_of(str(response.url))} answers with more than {largest:,} bytes", AGAIN)
             if time.monotonic() - begun > SLOWEST or self.stop.is_set():
-                raise HubError(f"{_host(str(response.url))} takes more than {SLOWEST:.0f} s for one answer", _AGAIN)
+                raise HubError(f"{host_of(str(response.url))} takes more than {SLOWEST:.0f} s for one answer", AGAIN)
             yield piece
 
     def _exactly(self, response: Any, count: int, name: str) -> bytes:
@@ -385,106 +373,28 @@ class Hub:
         for piece in self._body(response, response.iter_raw(), None):
             data += piece
             if len(data) > count:
-                raise HubError(f"{shown(name)}: the answer is longer than the {count} bytes asked for", _PROXY)
+                raise HubError(f"{shown(name)}: the answer is longer than the {count} bytes asked for", PROXY)
         if len(data) < count:
-            raise _TransientError(f"{shown(name)}: the answer ended after {len(data)} of {count} bytes", _AGAIN)
+            raise TransientError(f"{shown(name)}: the answer ended after {len(data)} of {count} bytes", AGAIN)
         return bytes(data)
 
     # --------------------------------------------------------------------------------------------------- refusals
 
-    @property
-    def _host(self) -> str:
-        return _host(self.endpoint)
-
     def _refuse(self, response: Any, url: str, about: Reference | None, name: str | None) -> None:
-        """Raise what an answer that is an error means, in a sentence."""
-        status = response.status_code
-        if status in (200, 206):
-            return
-        host, what = _host(url), shown(about.repository) if about else "the list"
-        own = _origin(url) == _origin(self.endpoint)
-        code, said = response.headers.get("x-error-code", ""), response.headers.get("x-error-message", "")
-        known = "authorization" in {key.lower() for key in self.headers}
-        if status in _TRANSIENT:
-            wait = _pause(response)
-            if status == 429:
-                asks = f" and asks to wait {wait:.0f} s" if wait is not None else ""
-                login = "" if known else ", or log in with `hf auth login`: who is logged in may ask more"
-                raise _TransientError(f"{host} limits how much is asked (429){asks}", f"try again then{login}", wait)
-            raise _TransientError(f"{host} answers with an error of its own ({status})", "try again later", wait)
-        if not own:
-            if status in (401, 403, 404, 410):
-                refuses = "does not have" if status in (404, 410) else "refuses"
-                raise PlaceError(
-                    f"{host}, where the Hub says it is, {refuses} {shown(name or what)} ({status})", _AGAIN
-                )
-            raise HubError(f"{host} answers {status} for {shown(name or what)}", _PROXY)
-        if status == 407 or (not code and status != 404 and "html" in response.headers.get("content-type", "")):
-            self._refuse_page(response, url, b"<html")
-        page = f"{self._shown_endpoint}/{what}"
-        if code == "GatedRepo":
-            if not known:
-                hint = f"accept its terms at {page}, then log in with `hf auth login` or pass --token"
-                raise AccessError(f"{what} is gated, and you are not logged in", hint)
-            hint = f"ask for access at {page}; a fine-grained token must be allowed to read gated repositories"
-            raise AccessError(f"{what} is gated, and this token has no access to it", hint)
-        if code == "RevisionNotFound":
-            hint = "pass a branch, a tag, a pull request (refs/pr/1) or a commit's hash"
-            raise AccessError(f'{what} has no revision "{shown(about.revision or "main") if about else ""}"', hint)
-        if code == "EntryNotFound":
-            raise EntryAbsentError(f"{what} has no file {shown(name or '')} at this commit", "scan it again")
-        if status == 401 and "Invalid credentials" in said:
-            hint = f"make a new one at {self._shown_endpoint}/settings/tokens, or unset HF_TOKEN to read as nobody"
-            raise AccessError(f"{host} does not know the token", hint)
-        if "disabled" in said:
-            raise AccessError(f"{host} has disabled access to {what}", f"see {page}")
-        if code == "RepoNotFound" or status == 401:
-            if known:
-                hint = "check the name; if it is private, pass a token that may read it"
-                raise AccessError(f"{host} has no repository {what} that this token may read", hint)
-            hint = "check the name; if it is private or gated, log in with `hf auth login` or pass --token"
-            raise AccessError(f"{host} has no repository {what} that everybody may read", hint)
-        if status == 403:
-            raise AccessError(f"{host} refuses to let {what} be read (403)", "check what the token may read")
-        if status == 404:
-            self._not_a_hub(f"it does not know {urlsplit(url).path} (404)")
-        raise HubError(f"{host} answers {status} for {shown(name or what)}", _PROXY)
-
-    def _refuse_odd(self, response: Any, url: str, name: str) -> None:
-        """Raise where the bytes of an answer are not those of the file."""
-        encoding = response.headers.get("content-encoding", "identity")
-        if encoding not in ("", "identity"):
-            raise HubError(f"{shown(name)}: {_host(url)} packs the file ({shown(encoding)}) unasked", _PROXY)
-        self._refuse_page(response, url, b"")
-
-    def _refuse_page(self, response: Any, url: str, raw: bytes) -> None:
-        kind = response.headers.get("content-type", "")
-        if "text/html" in kind or raw.lstrip()[:5].lower() in (b"<html", b"<!doc"):
-            raise HubError(f"{_host(url)} answers with a web page where a file was asked for", _PORTAL)
-
-    def _check_length(self, response: Any, name: str, size: int) -> None:
-        """Raise where a whole file is announced with another size than it is listed with."""
-        length = _number(response.headers.get("content-length"))
-        if length not in (-1, size):
-            raise HubError(f"{shown(name)} is listed with {size} bytes, and {length} are sent", _CHANGED)
-
-    def _not_a_hub(self, why: str) -> NoReturn:
-        raise HubError(f"{self._host} does not answer as the Hub does: {why}", "check HF_ENDPOINT")
-
-    @property
-    def _shown_endpoint(self) -> str:
-        split = urlsplit(self.endpoint)
-        return f"{split.scheme}://{_host(self.endpoint)}{split.path}"
+        """Raise what an answer that is an error means."""
+        if response.status_code not in (200, 206):
+            known = "authorization" in {key.lower() for key in self.headers}
+            refuse(response, url, Question(self.endpoint, known, about, name), _pause(response))
 
     def _fail(self, error: Exception, url: str) -> NoReturn:
         """Raise what an exception of the HTTP library means; it is known by the names of its classes alone."""
         kinds = {kind.__name__ for kind in type(error).__mro__}
-        text, host = self._without_token(str(error)), _host(url)
+        text, host = self._without_token(str(error)), host_of(url)
         if "OfflineModeIsEnabled" in kinds:
-            raise HubError("nothing can be asked offline", _ONLINE) from None
+            raise HubError("nothing can be asked offline", ONLINE) from None
         if "TimeoutException" in kinds:
             hint = "try again; HF_HUB_DOWNLOAD_TIMEOUT sets how many seconds are waited"
-            raise _TransientError(f"{host} did not answer within {self.timeout:g} s", hint) from None
+            raise TransientError(f"{host} did not answer within {self.timeout:g} s", hint) from None
         if "ertificate" in text or "SSL" in text:
             hint = "check the date and the certificates; SSL_CERT_FILE names those that are trusted"
             raise HubError(f"{host} cannot be trusted: {shown(text)}", hint) from None
@@ -493,12 +403,12 @@ class Hub:
                 f"{host} cannot be asked: {shown(text)}", "check HF_ENDPOINT and the proxy settings"
             ) from None
         if "ConnectError" in kinds:
-            raise _TransientError(f"{host} cannot be reached: {shown(text)}", _NETWORK) from None
+            raise TransientError(f"{host} cannot be reached: {shown(text)}", NETWORK) from None
         closed = isinstance(error, RuntimeError) and "closed" in text
         if closed or kinds & {"NetworkError", "RemoteProtocolError", "StreamError", "OSError"}:
-            raise _TransientError(f"{host} broke the connection off", "try again") from None
+            raise TransientError(f"{host} broke the connection off", "try again") from None
         if kinds & {"HTTPError", "RequestError"}:
-            raise HubError(f"{host} cannot be asked: {type(error).__name__}: {shown(text)}", _PROXY) from None
+            raise HubError(f"{host} cannot be asked: {type(error).__name__}: {shown(text)}", PROXY) from None
         raise error
 
     def _without_token(self, text: str) -> str:
@@ -510,12 +420,6 @@ class Hub:
 
 
 _PLAIN: Mapping[str, str] = {"Accept-Encoding": "identity"}
-_AGAIN = "try again"
-_ONLINE = "leave out --offline, or unset HF_HUB_OFFLINE, to read it from the Hub"
-_PROXY = "check HF_ENDPOINT and the proxy settings: something between here and the Hub changes its answers"
-_PORTAL = "a proxy or the login page of a network stands between here and the Hub: log in there first"
-_CHANGED = "scan it again: the file was replaced meanwhile, or something between here and the Hub changes it"
-_NETWORK = "check the network and the proxy settings; --offline uses what was read before"
 
 
 def connect(*, token: str | None = None, offline: bool = False) -> Hub:
@@ -528,7 +432,7 @@ def connect(*, token: str | None = None, offline: bool = False) -> Hub:
 
     endpoint = constants.ENDPOINT.rstrip("/")
     split = urlsplit(endpoint)
-    if split.scheme not in _PORTS or not split.hostname or split.query or split.fragment:
+    if split.scheme not in PORTS or not split.hostname or split.query or split.fragment:
         raise UsageError(f"HF_ENDPOINT is {shown(endpoint)}, which is not the address of a Hub", "write https://…")
     if token is not None and not _is_token(token):
         raise UsageError("the token holds characters that no token has", "pass it as `hf auth token` prints it")
@@ -560,70 +464,12 @@ def downloads_folder(repository: str) -> Path:
     return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
 
 
-def is_hash(text: str) -> bool:
-    """Return whether a text is a whole hash as git or LFS write it."""
-    return len(text) in (40, 64) and all(character in "0123456789abcdef" for character in text)
-
-
 def _is_token(text: str) -> bool:
     return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
-def _origin(url: str) -> tuple[str, str, int]:
-    split = urlsplit(url)
-    return split.scheme, (split.hostname or "").lower(), split.port or _PORTS.get(split.scheme, 0)
-
-
-def _host(url: str) -> str:
-    """Return host and port of an address, and never who asks."""
-    return shown(urlsplit(url).netloc.rpartition("@")[2])
-
-
 def _anonymous(headers: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in headers.items() if key.lower() in ("user-agent", "accept")}
-
-
-def _redirected(url: str, location: str) -> str:
-    """Return where a redirect leads; raises HubError where it must not be followed."""
-    try:
-        target = urljoin(url, location)
-        split = urlsplit(target)
-        sound = bool(location) and split.scheme in _PORTS and bool(split.hostname) and split.port != 0
-    except ValueError:
-        sound = False
-    if not sound:
-        raise HubError(f"{_host(url)} redirects to what is not an address", _PROXY)
-    if urlsplit(url).scheme == "https" and split.scheme == "http":
-        raise HubError(f"{_host(url)} redirects to {_host(target)} without encryption", _PORTAL)
-    return target
-
-
-def _check_linked(response: Any, name: str, entry: Entry) -> None:
-    """Raise where the Hub says of a file, before it is read, that it is another than the one it listed."""
-    size, etag = response.headers.get("x-linked-size"), response.headers.get("x-linked-etag", "")
-    etag = etag.removeprefix("W/").strip('"')
-    if size is not None and _number(size) != entry.size:
-        raise HubError(f"{shown(name)} is listed with {entry.size} bytes, and the Hub now says {shown(size)}", _CHANGED)
-    if entry.sha256 and is_hash(etag) and len(etag) == 64 and etag != entry.sha256:
-        raise HubError(f"{shown(name)} has another content than the one that is listed", _CHANGED)
-
-
-def _check_range(response: Any, name: str, start: int, count: int, size: int) -> None:
-    """Raise unless an answer is the range that was asked for, of a file of the size that is listed."""
-    said = response.headers.get("content-range", "")
-    unit, _, span = said.partition(" ")
-    bounds, _, total = span.partition("/")
-    first, _, last = bounds.partition("-")
-    if unit != "bytes" or _number(first) != start or _number(last) != start + count - 1:
-        asked = f"bytes {start}-{start + count - 1}"
-        raise HubError(f'{shown(name)}: {asked} were asked for, and "{shown(said)}" is answered', _PROXY)
-    if _number(total) != size:
-        raise HubError(f"{shown(name)} is listed with {size} bytes, and {shown(total)} are there", _CHANGED)
-
-
-def _number(text: str | None) -> int:
-    """Return a number of bytes, -1 where there is none."""
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 20 else -1
 
 
 def _pause(response: Any) -> float | None:
@@ -636,7 +482,7 @@ def _pause(response: Any) -> float | None:
     if limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)
     said = response.headers.get("retry-after", "").strip()
-    if _number(said) >= 0:
+    if number_of(said) >= 0:
         return float(said)
     try:
         return max(parsedate_to_datetime(said).timestamp() - time.time(), 0.0)

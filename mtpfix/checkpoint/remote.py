@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+from mtpfix.checkpoint.answers import AccessError, HubError
 from mtpfix.checkpoint.assemble import (
     CONFIG_FILE,
     LARGEST_CONFIG,
@@ -29,7 +30,7 @@ from mtpfix.checkpoint.assemble import (
     read_index,
 )
 from mtpfix.checkpoint.header import PREFIX, Header, LfsPointerError, header_length, parse_header
-from mtpfix.checkpoint.hub import AccessError, Hub, HubError
+from mtpfix.checkpoint.hub import Hub
 from mtpfix.checkpoint.index import INDEX_FILE, LARGEST_INDEX, Index
 from mtpfix.checkpoint.ref import Reference, shown
 from mtpfix.checkpoint.repository import Repository, open_repository

@@ -14,24 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtpfix.checkpoint.answers import ONLINE, Entry, EntryAbsentError, HubError, is_hash
 from mtpfix.checkpoint.cache import Cache, name_of
 from mtpfix.checkpoint.header import PREFIX, header_length, read_at
-from mtpfix.checkpoint.hub import (
-    Beginning,
-    Entry,
-    EntryAbsentError,
-    Hub,
-    HubError,
-    assets_folder,
-    downloads_folder,
-    is_hash,
-)
+from mtpfix.checkpoint.hub import Beginning, Hub, assets_folder, downloads_folder
 from mtpfix.checkpoint.ref import PathRefusedError, Reference, safe_member, shown
 from mtpfix.errors import FormatError
 
 _CONTENTS, _BEGINNINGS, _TREES, _REVISIONS = "contents", "beginnings", "trees", "revisions"
 _NEVER = "it was never read or downloaded here, and nothing is asked offline"
-_ONLINE = "leave out --offline, or unset HF_HUB_OFFLINE, to read it from the Hub"
 
 
 @dataclass(slots=True)
@@ -137,7 +128,7 @@ class Repository:
 
     def _check_online(self, name: str) -> None:
         if self.hub.offline:
-            raise HubError(f"{shown(name)}: {_NEVER}", _ONLINE)
+            raise HubError(f"{shown(name)}: {_NEVER}", ONLINE)
 
     def _places_at_hand(self, name: str, entry: Entry) -> tuple[Path, ...]:
         """Return where the Hugging Face cache has a file, if it has it."""
@@ -209,7 +200,7 @@ def _open_offline(reference: Reference, hub: Hub, cache: Cache) -> Repository:
         found = _downloaded_files(downloads / "snapshots" / commit)
         if found:
             return Repository(Reference(name, commit), found, hub, cache, downloads, whole=False)
-    raise HubError(f"{shown(str(reference))} is not at hand: {_NEVER}", _ONLINE)
+    raise HubError(f"{shown(str(reference))} is not at hand: {_NEVER}", ONLINE)
 
 
 def _downloaded_commit(downloads: Path, reference: Reference) -> str | None:

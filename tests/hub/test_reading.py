@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from mtpfix import MtpfixError, Report, scan
 from mtpfix.checkpoint import hub as hub_module
-from mtpfix.checkpoint.hub import HubError
+from mtpfix.checkpoint.answers import HubError, redirected
 from mtpfix.cli import app
 from mtpfix.errors import NothingToCheck, UsageError
 from tests.checkpoints import Tensor, build, write_shard
@@ -370,8 +370,8 @@ def test_an_expired_address_is_asked_for_anew(hub: Hub, tmp_path: Path) -> None:
 
 def test_encryption_is_never_given_up() -> None:
     with pytest.raises(HubError, match="without encryption"):
-        hub_module._redirected("https://hub.example/x", "http://cdn.example/x")
-    assert hub_module._redirected("https://hub.example/a/b", "/c") == "https://hub.example/c"
+        redirected("https://hub.example/x", "http://cdn.example/x")
+    assert redirected("https://hub.example/a/b", "/c") == "https://hub.example/c"
 
 
 @pytest.mark.parametrize("name", ["config.json", "hf_quant_config.json", INDEX])
