@@ -116,7 +116,7 @@ class Hub:
         path = f"/api/models/{repository}/tree/{commit}"
         entries: dict[str, Entry] = {}
         for row in self._rows(path, {"recursive": "true"}, Reference(repository, commit)):
-            if row.get("type") == "file":
+            if row.get("type") == "file" and self._is_plain(row.get("path")):
                 name, entry = self._entry(row)
                 entries[name] = entry
         return entries
@@ -131,14 +131,19 @@ class Hub:
             names.add(told.repository)
         return sorted(names)
 
-    def _entry(self, row: Mapping[str, Any]) -> tuple[str, Entry]:
-        name, size, oid, lfs = row.get("path"), row.get("size"), row.get("oid"), row.get("lfs")
+    def _is_plain(self, name: object) -> bool:
+        """Return whether a path is one that is ever asked for; what is odd and no shard, such as a picture, is not."""
         try:
             safe_member(name if isinstance(name, str) else "")
         except PathRefusedError as error:
-            raise HubError(
-                f"the Hub lists a file that cannot be one: {error.message}", "report it to the Hub"
-            ) from None
+            if not isinstance(name, str) or name.endswith(".safetensors"):
+                hint = "report it to the owner of the repository"
+                raise HubError(f"the Hub lists a file that cannot be read: {error.message}", hint) from None
+            return False
+        return True
+
+    def _entry(self, row: Mapping[str, Any]) -> tuple[str, Entry]:
+        name, size, oid, lfs = row.get("path"), row.get("size"), row.get("oid"), row.get("lfs")
         sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
         sound = (
             type(size) is int

@@ -172,6 +172,12 @@ def test_a_tree_of_several_pages_is_read_whole(hub: Hub, expected: Report) -> No
     assert len(hub.asked(path="/tree/")) > 2
 
 
+def test_files_with_odd_names_that_nobody_needs_are_no_fault(hub: Hub, expected: Report) -> None:
+    odd = ("a picture: 1.png", "back\\slash.txt", "turned\u202e.txt", "folder/of: others/x.bin")
+    hub.repositories[NAME].commit({name: file_of(b"x", name) for name in odd})
+    assert alike(scan(NAME, engines=RELEASE), expected)
+
+
 def test_a_renamed_repository_is_found(hub: Hub, expected: Report) -> None:
     hub.renamed["org/before"] = NAME
     assert alike(scan("org/before", engines=RELEASE), expected)
@@ -406,8 +412,8 @@ REFUSED: Mapping[str, tuple[str, Fault, str, str]] = {
     "tree is no list": (TREE, Fault(body=b"{}", headers=OTHER), "not a list", "HF_ENDPOINT"),
     "tree with a path that leaves": (
         TREE,
-        Fault(body=b'[{"type":"file","path":"../x","size":1,"oid":"%s"}]' % (b"0" * 40), headers=OTHER),
-        "cannot be one",
+        Fault(body=b'[{"type":"file","path":"../x.safetensors","size":1,"oid":"%s"}]' % (b"0" * 40), headers=OTHER),
+        "cannot be read",
         "report",
     ),
     "tree without sizes": (
