@@ -609,6 +609,7 @@ def _configure(family: Family, variant: Variant, size: Size) -> Config:
     if not variant.declares:
         for key in DECLARING:
             text.pop(key, None)
+            config.pop(key, None)
     return config
 
 

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator
 
 from tests.further_families import FURTHER
+from tests.latent_families import LATENT
 from tests.modules import (
     Config,
     Family,
@@ -30,6 +31,7 @@ from tests.modules import (
     routed,
 )  # fmt: skip
 from tests.recent_families import RECENT
+from tests.wrapped_families import WRAPPED
 
 # ---------------------------------------------------------------------------------------------- Qwen family
 
@@ -316,7 +318,10 @@ def _mimo_layer(root: str, config: Config, part: Part) -> Iterator[Module]:
 
 
 def mimo_v2(config: Config, layout: Layout) -> Iterator[Module]:
-    """Yield MiMo-V2-Flash: full and windowed attention, experts, MTP under `model.mtp.layers.` with a window."""
+    """Yield MiMo-V2: full and windowed attention, experts, MTP under `model.mtp.layers.` with a window.
+
+    Flash stores queries, keys and values apart; what came after it stores them fused.
+    """
     del layout
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
     yield plain("model.embed_tokens", vocabulary, hidden)
@@ -333,6 +338,8 @@ def mimo_v2(config: Config, layout: Layout) -> Iterator[Module]:
         yield from experts(f"{root}.mlp.experts", (count, config["moe_intermediate_size"], hidden), "target", "each")
     yield plain("model.norm", hidden)
     yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
+    if "vision_config" in config:
+        yield from _mimo_v2_tower(config["vision_config"])
     for index in range(MIMO_V2_DEPTH):
         root = f"model.mtp.layers.{index}"
         for name in ("enorm", "hnorm", "input_layernorm", "pre_mlp_layernorm", "final_layernorm"):
@@ -350,16 +357,34 @@ def _mimo_v2_attention(root: str, config: Config, part: Part, *, windowed: bool)
     hidden, window = config["hidden_size"], "swa_" if windowed else ""
     heads, groups = config[f"{window}num_attention_heads"], config[f"{window}num_key_value_heads"]
     size, values = config[f"{window}head_dim"], config[f"{window}v_head_dim"]
-    shapes = {
-        "q_proj": (heads * size, hidden),
-        "k_proj": (groups * size, hidden),
-        "v_proj": (groups * values, hidden),
-        "o_proj": (hidden, heads * values),
-    }
-    for name, shape in shapes.items():
-        yield Module(f"{root}.{name}", shape, Kind.ATTENTION, part)
+    rows = {"q_proj": heads * size, "k_proj": groups * size, "v_proj": groups * values}
+    if config["model_type"] != "mimo_v2_flash":
+        rows = {"qkv_proj": sum(rows.values())}
+    for name, count in rows.items():
+        yield Module(f"{root}.{name}", (count, hidden), Kind.ATTENTION, part)
+    yield Module(f"{root}.o_proj", (hidden, heads * values), Kind.ATTENTION, part)
     if windowed:
         yield plain(f"{root}.attention_sink_bias", heads, weight="", part=part)
+
+
+def _mimo_v2_tower(vision: Config) -> Iterator[Module]:
+    width, inner, root = vision["hidden_size"], vision["intermediate_size"], "visual"
+    patch, heads, groups = vision["patch_size"], vision["num_heads"], vision["num_key_value_heads"]
+    shape = (width, vision["in_channels"], vision["temporal_patch_size"], patch, patch)
+    yield plain(f"{root}.patch_embed.proj", *shape, part="vision")
+    for index in range(vision["depth"]):
+        block = f"{root}.blocks.{index}"
+        yield from norms("vision", width, f"{block}.norm1", f"{block}.norm2")
+        rows = (heads + groups) * vision["qk_channels"] + groups * vision["kv_channels"]
+        yield from _with_bias(f"{block}.attn.qkv", (rows, width))
+        yield from _with_bias(f"{block}.attn.proj", (width, heads * vision["kv_channels"]))
+        yield from _with_bias(f"{block}.mlp.gate_proj", (inner, width))
+        yield from _with_bias(f"{block}.mlp.up_proj", (inner, width))
+        yield from _with_bias(f"{block}.mlp.down_proj", (width, inner))
+    merged = width * vision["spatial_merge_size"] ** 2
+    yield plain(f"{root}.merger.ln_q", width, part="vision")
+    yield Module(f"{root}.merger.mlp.0", (merged, merged), Kind.VISION, "vision")
+    yield Module(f"{root}.merger.mlp.2", (vision["out_hidden_size"], merged), Kind.VISION, "vision")
 
 
 def ernie(config: Config, layout: Layout) -> Iterator[Module]:
@@ -1124,6 +1149,40 @@ def _mimo_v2(size: Size) -> Config:
     }
 
 
+def _mimo_v2_pro(size: Size) -> Config:
+    """Return a configuration as MiMo-V2.5-Pro has it, with the numbers of MiMo-V2-Flash."""
+    config = _mimo_v2(size) | {"architectures": ["MiMoV2ForCausalLM"], "model_type": "mimo_v2"}
+    return config | {"auto_map": {"AutoConfig": "configuration_mimo_v2.MiMoV2Config"}}
+
+
+def _mimo_v2_omni(size: Size) -> Config:
+    """Return a configuration as MiMo-V2-Omni has it, less its ears; numbers are those of the classes' defaults."""
+    vision: Config = {
+        "depth": 28 if size == "full" else 1,
+        "fullatt_block_indexes": [0],
+        "hidden_act": "silu",
+        "hidden_size": 1280,
+        "in_channels": 3,
+        "intermediate_size": 4608,
+        "kv_channels": 64,
+        "num_heads": 32,
+        "num_key_value_heads": 8,
+        "out_hidden_size": 4096,
+        "patch_size": 16,
+        "qk_channels": 64,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "use_sink": False,
+        "visual_token_window_size": 64,
+        "vit_window_attn_types": [-1] * (28 if size == "full" else 1),
+        "window_size": 128,
+    }
+    if size == "tiny":
+        vision |= {"hidden_size": 64, "intermediate_size": 128, "kv_channels": 32, "num_heads": 2}
+        vision |= {"num_key_value_heads": 1, "out_hidden_size": 128, "qk_channels": 32}
+    return _mimo_v2_pro(size) | {"architectures": ["MiMoV2OmniForCausalLM"], "vision_config": vision}
+
+
 def _ernie(size: Size) -> Config:
     """Return the configuration of ERNIE-4.5-21B-A3B."""
     config: Config = {
@@ -1250,6 +1309,27 @@ FAMILIES = {
             declares=False,
         ),
         Family(
+            "mimo_v2_pro",
+            "MiMo-V2.5-Pro",
+            _mimo_v2_pro,
+            mimo_v2,
+            lambda _: ["model.mtp*"],
+            files={"configuration_mimo_v2.py": MIMO_V2_CONFIGURATION.replace("Flash", "").replace("_flash", "")},
+            declares=False,
+            published="glob",
+        ),
+        Family(
+            "mimo_v2_omni",
+            "MiMo-V2-Omni",
+            _mimo_v2_omni,
+            mimo_v2,
+            lambda _: ["model.mtp*"],
+            files={"configuration_mimo_v2.py": MIMO_V2_CONFIGURATION.replace("Flash", "").replace("_flash", "")},
+            vision=("visual",),
+            declares=False,
+            published="glob",
+        ),
+        Family(
             "ernie4_5_moe",
             "ERNIE-4.5-21B-A3B",
             _ernie,
@@ -1263,6 +1343,8 @@ FAMILIES = {
         ),
         *FURTHER,
         *RECENT,
+        *WRAPPED,
+        *LATENT,
     )
 }
 

@@ -99,8 +99,8 @@ def test_variant_differs_from_its_neighbours_as_its_name_says(family: str, varia
             assert any(tensor.name.endswith(".weight_scale_inv") for tensor in branch)
         case _:
             assert not packed
-    text = planned.config.get("text_config", planned.config)
-    declared = any(text.get(key) for key in DECLARING)
+    numbers = planned.config | planned.config.get("text_config", {})
+    declared = any(numbers.get(key) for key in DECLARING)
     assert bool(declared) == (variant != "no-mtp" and FAMILIES[family].declares)
     assert ("quantization_config" in planned.config) == (variant != "hf-quant-only")
     assert (planned.hf_quant_config is None) == (variant in {"config-only", "compressed-tensors"})

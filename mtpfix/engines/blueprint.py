@@ -67,6 +67,7 @@ class Planned:
     no_slot: Table = field(default_factory=dict)
     split: bool = True
     groups: Table = field(default_factory=dict)
+    whole: int = 0
     absent: bool = False
 
 
@@ -116,7 +117,7 @@ def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: 
             continue
         alternatives = _list(group["disk"])
         for index in _indices(alternatives, numbers, names):
-            if not _holds(group.get("when"), numbers, index):
+            if not holds(group.get("when"), numbers, index):
                 continue
             roots = [fill(template, numbers, index) for template in alternatives]
             root = next((root for root in roots if names.holds(root)), None)
@@ -154,7 +155,7 @@ def _modules(
     plain_for = pick(group.get("plain_for"), version) or ()
     for listing in group["modules"]:
         for entry in family.table["modules"][listing]:
-            if not covers(entry.get("versions", "*"), version) or not _holds(entry.get("when"), numbers, index):
+            if not covers(entry.get("versions", "*"), version) or not holds(entry.get("when"), numbers, index):
                 continue
             places = _places(entry, root, names)
             required = bool(entry.get("required")) or "when" in entry
@@ -190,6 +191,7 @@ def _modules(
                 no_slot=entry.get("no_slot", {}),
                 split=bool(entry.get("split", True)),
                 groups=entry.get("groups", {}),
+                whole=int(entry.get("whole", 0)),
             )
 
 
@@ -234,10 +236,10 @@ def _expert_places(entry: Table, root: str, names: Names) -> Iterator[Place]:
 
 
 def _is_plain(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
-    return condition is not None and _holds(condition, numbers, index)
+    return condition is not None and holds(condition, numbers, index)
 
 
-def _holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
+def holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
     """Return whether a module's `when` holds for one layer; see docs/knowledge.md for the closed set of conditions."""
     if condition is None:
         return True
@@ -246,6 +248,8 @@ def _holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool
         return (value is not None) is condition["set"]
     if "value" in condition:
         return bool(value == condition["value"])
+    if "among" in condition:
+        return value in condition["among"]
     if "holds" in condition:
         return isinstance(value, list) and condition["holds"] in value
     if "group" in condition:

@@ -19,11 +19,11 @@ from mtpfix.families import Family
 
 SOURCE = re.compile(r"[\w./-]+\.py:\d+@\d+\.\d+(\.\w+)*")
 
-FAMILY_KEYS = {"name", "title", "architectures", "verified", "text", "numbers", "disk", "mappers", "modules"}
+FAMILY_KEYS = {"name", "title", "architectures", "verified", "served", "text", "numbers", "disk", "mappers", "modules"}
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "cache_scales", "deferred", "splits",
-    "unpredicted",
+    "unpredicted", "unpredicted_when",
     "source",
 }  # fmt: skip
 GROUP_KEYS = {"disk", "prefix", "param", "modules", "versions", "when", "plain_for", "plain_unless_listed", "source"}
@@ -31,7 +31,7 @@ MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
     "scalars_joined", "plain_if_listed",
-    "plain_when", "no_slot", "split", "groups", *SLOTS,
+    "plain_when", "whole", "no_slot", "split", "groups", *SLOTS,
 }  # fmt: skip
 LAYERS = {"column", "merged", "qkv", "row", "replicated", "linear", "head", "embedding", "experts", "norm"}
 MAY_HAVE_GAPS = {"broken", "arrays", "unknown", "prefix", "param", "partial_scalars", "deferred"}
@@ -68,6 +68,12 @@ def check_family(family: Family, known: Sequence[Engine]) -> Iterator[str]:
     where = f"{family.name}.toml"
     yield from _unknown_keys(family.table, FAMILY_KEYS | {engine.name for engine in known}, where)
     yield from _check_verified(family, known, where)
+    yield from (
+        f"{where}: served: {name} is not among the file's architectures"
+        for entry in family.table.get("served", ())
+        for name in (entry["architecture"], entry["as"])
+        if name not in family.architectures
+    )
     for listing, entries in family.table["modules"].items():
         for entry in entries:
             name = f"{where}: modules.{listing} {entry.get('name', '?')}"
@@ -172,7 +178,7 @@ def all_sources(engine: Engine) -> dict[str, list[str]]:
     places: list[tuple[str, object]] = [(f"{engine.name}.toml", engine.table)]
     for name in families.names():
         table = families.load(name).table
-        places += [(f"{name}.toml", table.get(engine.name, ())), (f"{name}.toml", table["modules"])]
+        places += [(f"{name}.toml", table.get(key, ())) for key in (engine.name, "modules", "served")]
     for where, value in places:
         for source in _cited(value):
             if source.rpartition("@")[2] in engine.releases:

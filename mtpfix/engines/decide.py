@@ -63,11 +63,13 @@ class Lists:
         mapper = from_toml(table, longest=self.longest)
         if not self.drops:
             mapper = mapper.without_drops()
+        only = table.get("only", ("excludes", "layers", "targets"))
+        excludes, layers = self.manners["excludes"], self.manners["layers"]
         return replace(
             self,
-            excludes=self.excludes.rewritten(mapper, self.manners["excludes"]),
-            layers=self.layers.rewritten(mapper, self.manners["layers"]),
-            targets=self.targets.rewritten(mapper, self.manners["excludes"]),
+            excludes=self.excludes.rewritten(mapper, excludes) if "excludes" in only else self.excludes,
+            layers=self.layers.rewritten(mapper, layers) if "layers" in only else self.layers,
+            targets=self.targets.rewritten(mapper, excludes) if "targets" in only else self.targets,
         )
 
     @cached_property

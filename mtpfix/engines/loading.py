@@ -318,13 +318,18 @@ def _copy(
     kind: Kind,
     loader: Loader,
 ) -> Iterator[Event]:
+    planned = module.planned
     rows, columns = item.shape[-2:] if len(item.shape) >= 2 else (item.shape[0] if item.shape else 1, 1)
     expected = shape_of(parameter, rows, columns)
+    layer = planned.layer
+    if planned.whole:
+        layer = "linear"
+        expected = (planned.whole,) if expected == () else expected
     actual = part.shape[1:] if len(item.shape) > 2 and part.shape else part.shape
     relation = _relation(expected, actual, part.dtype, parameter)
     if relation == "same":
         return
-    row = _mismatch(module.planned.layer, module.built, place.slot, relation, loader)
+    row = _mismatch(layer, module.built, place.slot, relation, loader)
     if row is None or row["does"] == "ok":
         return
     words = {
@@ -334,7 +339,7 @@ def _copy(
         "stored_first": (actual or (1,))[0],
         "built_last": (expected or (1,))[-1],
         "stored_last": (actual or (1,))[-1],
-        "name": parameter_name(module.planned, place, suffix, loader),
+        "name": parameter_name(planned, place, suffix, loader),
         "stored_dtype": TORCH_DTYPES.get(part.dtype, part.dtype),
         "built_dtype": TORCH_DTYPES.get(parameter.dtypes[0], parameter.dtypes[0]),
     }

@@ -16,7 +16,7 @@ from typing import Any
 
 from mtpfix.checkpoint.stored import stored_modules
 from mtpfix.engines import Engine, load
-from mtpfix.engines.blueprint import Blueprint, Names, Planned, draw, full_names
+from mtpfix.engines.blueprint import Blueprint, Names, Planned, draw, full_names, holds
 from mtpfix.engines.decide import Decider, Lists, prepare_lists
 from mtpfix.engines.loading import (
     CACHE_SCALES,
@@ -34,7 +34,7 @@ from mtpfix.engines.resolve import resolve
 from mtpfix.engines.resolved import Resolved
 from mtpfix.engines.split import split_module, split_numbers
 from mtpfix.facts import Table, covers, pick
-from mtpfix.families import Family, Numbers, branch_prefixes, fill, match, read_numbers
+from mtpfix.families import Family, Numbers, branch_prefixes, fill, fill_mapper, match, read_numbers, served_as
 from mtpfix.model import (
     Built,
     Checkpoint,
@@ -73,6 +73,13 @@ class Subject:
     def family(self) -> Family | None:
         """Return the family that knows the architecture."""
         return match(self.architecture)
+
+    @cached_property
+    def served_as(self) -> str:
+        """Return the architecture that engines serve it as: its own, unless its family knows a configuration better."""
+        if self.family is None or self.numbers is None:
+            return self.architecture or ""
+        return served_as(self.family, self.architecture or "", self.numbers)
 
     @cached_property
     def stored(self) -> Mapping[str, Stored]:
@@ -114,7 +121,7 @@ class Subject:
         """Return whether a release was run with checkpoints of this architecture, or only read."""
         if self.family is None:
             return Confidence.DERIVED
-        return engine.confidence(version, self.family, self.architecture or "")
+        return engine.confidence(version, self.family, self.served_as)
 
     @property
     def branch_is_loadable(self) -> bool:
@@ -161,7 +168,7 @@ def predict(
 
 def knowledge_key(subject: Subject, engine: Engine, version: str) -> str:
     """Return a text that is equal for two releases exactly when all facts that a prediction reads are equal."""
-    family, architecture = subject.family, subject.architecture or ""
+    family, architecture = subject.family, subject.served_as
     parts: list[object] = [{name: pick(value, version) for name, value in engine.table["facts"].items()}]
     parts.extend(
         [row for row in engine.table.get(name, ()) if covers(row["versions"], version)]
@@ -208,12 +215,15 @@ def _predict_role(
         return _unpredicted(role, f"no family file knows the architecture {subject.architecture}"), None
     if role == "draft" and (numbers.mtp == 0 or (not numbers.declared and not subject.mtp.present)):
         return _unpredicted(role, "no MTP layer is declared", Verdict.ABSENT), None
-    blocks = family.models(engine.name, role, subject.architecture or "", version)
+    blocks = family.models(engine.name, role, subject.served_as, version)
     if engine.name not in family.table:
         return _unpredicted(role, f"what {engine.title} does with {family.title} is not known here"), None
     if not blocks:
         return _unpredicted(role, f"{engine.title} has no class for {subject.architecture} there"), None
     block = blocks[0]
+    for fact in block.get("unpredicted_when", ()):
+        if covers(fact.get("versions", "*"), version) and holds(fact["when"], numbers, None):
+            return _unpredicted(role, fact["reason"]), None
     if resolved.error is not None:
         error, text = resolved.error
         order = (CONSTRUCT, "", "")
@@ -224,7 +234,7 @@ def _predict_role(
         return _unpredicted(role, reason), None
     if not {"*", resolved.method}.isdisjoint(block.get("unpredicted", ())):
         return _unpredicted(role, f"what {pick(block['class'], version)} does here is not predicted"), None
-    lists = _lists(family, block, engine, version, resolved, target_lists)
+    lists = _lists(family, block, engine, version, resolved, target_lists, numbers)
     if role == "target" and subject.checkpoint.left_out:
         return _unpredicted(role, LEFT_OUT), lists
     decider = Decider(lists, engine, version, _packed(family, block, subject, engine, version))
@@ -232,12 +242,20 @@ def _predict_role(
 
 
 def _lists(
-    family: Family, block: Table, engine: Engine, version: str, resolved: Resolved, target_lists: Lists | None
+    family: Family,
+    block: Table,
+    engine: Engine,
+    version: str,
+    resolved: Resolved,
+    target_lists: Lists | None,
+    numbers: Numbers,
 ) -> Lists:
     own = block["role"] == "target" or pick(block.get("lists", "shared"), version) == "own"
     lists = prepare_lists(resolved, engine, version) if own or target_lists is None else target_lists
     for name in pick(block.get("mappers", ()), version) or ():
-        lists = lists.mapped(family.table["mappers"][name])
+        table = family.table["mappers"][name]
+        if resolved.method not in table.get("not_for", ()):
+            lists = lists.mapped(fill_mapper(table, numbers))
     return lists
 
 
@@ -246,7 +264,7 @@ def _packed(
 ) -> Mapping[str, Sequence[str]]:
     packed: Any = pick(block.get("packed", {}), version)
     if packed == "target":
-        targets = family.models(engine.name, "target", subject.architecture or "", version)
+        targets = family.models(engine.name, "target", subject.served_as, version)
         packed = pick(targets[0].get("packed", {}), version) if targets else {}
     if isinstance(packed, dict):
         return {name: parts for name, parts in packed.items() if isinstance(parts, list)}

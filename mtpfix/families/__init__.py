@@ -7,7 +7,7 @@ knows a family by name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -109,6 +109,17 @@ def read_numbers(family: Family, config: Mapping[str, Any]) -> Numbers:
     return Numbers(layers or 0, default if found is None else found, found is not None, decoder, config)
 
 
+def served_as(family: Family, architecture: str, numbers: Numbers) -> str:
+    """Return the architecture that engines take a configuration for, where it is not the one that it names."""
+    for entry in family.table.get("served", ()):
+        condition = entry["when"]
+        if entry["architecture"] == architecture:
+            value = numbers.config.get(condition["key"])
+            if bool(value) is condition["set"]:
+                return str(entry["as"])
+    return architecture
+
+
 def _first(keys: Sequence[str], *places: Mapping[str, Any]) -> object:
     return next((place[key] for place in places for key in keys if place.get(key) is not None), None)
 
@@ -126,6 +137,20 @@ def fill(template: str, numbers: Numbers, index: int | None = None) -> str:
         filled = filled.replace("{i}", str(index)).replace("{k}", str(index)).replace("{v}", str(index))
         filled = filled.replace("{N+k}", str(numbers.layers + index))
     return filled
+
+
+def fill_mapper(table: Table, numbers: Numbers) -> Table:
+    """Fill the templates in a name mapper's rules: one rule for each MTP layer where a rule names one."""
+
+    def filled(rule: Sequence[str]) -> Iterator[list[str]]:
+        each = any("{k}" in text or "{N+k}" in text for text in rule)
+        for index in range(numbers.mtp) if each else (None,):
+            yield [fill(text, numbers, index) for text in rule]
+
+    return {
+        key: [one for rule in rules for one in filled(rule)] if key in ("prefix", "substr", "suffix") else rules
+        for key, rules in table.items()
+    }
 
 
 def branch_prefixes(family: Family, numbers: Numbers) -> tuple[str, ...]:

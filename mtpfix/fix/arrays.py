@@ -60,7 +60,7 @@ def indexed_keys(trial: Trial) -> Iterator[str]:
         for role in ROLES:
             if subject.family is None:
                 continue
-            for block in subject.family.models(release.engine.name, role, subject.architecture or "", release.version):
+            for block in subject.family.models(release.engine.name, role, subject.served_as, release.version):
                 for fact in block.get("arrays", ()):
                     yield from fact["keys"]
 

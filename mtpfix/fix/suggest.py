@@ -190,7 +190,7 @@ _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 
 def _branch_parts(context: Context) -> set[str]:
     """Return the names, below its layer, of the modules that the newest judged release builds for the branch."""
-    family, architecture = context.subject.family, context.subject.architecture or ""
+    family, architecture = context.subject.family, context.subject.served_as
     parts: set[str] = set()
     if family is None or not context.releases:
         return parts

@@ -10,8 +10,11 @@ checks after loading. Which of these leaves a release has differs; what is not t
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import re
+import sys
+from types import ModuleType
 from typing import Any
 
 from .patches import (
@@ -151,6 +154,23 @@ def stand_in_for_operators() -> None:
             note(f"torch.ops._C.{name}", "named without its kernel")
 
 
+def stand_in_for_kernel_modules() -> None:
+    """Put a module of kernels that are never run in the place of one that needs a GPU's compiler to be imported."""
+    name = "vllm.model_executor.kernels.mhc.tilelang_kernels"
+    if importlib.util.find_spec("tilelang") is None and try_import(name.rpartition(".")[0]) is not None:
+
+        class Kernels(ModuleType):
+            """A module whose every name is a kernel."""
+
+            def __getattr__(self, attribute: str) -> Any:
+                if attribute.startswith("__"):
+                    raise AttributeError(attribute)
+                return Kernel
+
+        sys.modules[name] = Kernels(name)
+        note(name, "its kernels are named, and never run")
+
+
 def choose_cpu() -> Any:
     """Choose the engine's CPU platform, whatever this machine or the engine's build has, and return its class."""
     platforms = importlib.import_module("vllm.platforms")
@@ -187,6 +207,7 @@ def replace_leaves() -> None:
     allow_ungated_experts()
     allow_latent_attention(platform)
     stand_in_for_operators()
+    stand_in_for_kernel_modules()
     registry = try_import("vllm.model_executor.models.registry")
     swap(registry, "_run_in_subprocess", lambda function: function(), "models are inspected in this process")
     if hasattr(torch, "accelerator"):
