@@ -49,13 +49,15 @@ def cases() -> Iterator[tuple[str, str]]:
 def is_asked(release: str, family: str) -> bool:
     """Return whether a release can be asked about a family: whether its loader here is the one that users get.
 
-    Of another engine than vLLM: whether anything is known of the family.
+    Of another engine than vLLM: whether anything is known of the architecture there.
     """
     engine, _, version = release.partition("-")
     if engine == "vllm":
         return covers(FAMILIES[family].asked, version)
-    known = match(FAMILIES[family].config("tiny")["architectures"][0])
-    return known is not None and engine in known.table
+    architecture = FAMILIES[family].config("tiny")["architectures"][0]
+    known = match(architecture)
+    blocks = known.table.get(engine, ()) if known is not None else ()
+    return known is not None and any(architecture in block.get("architectures", known.architectures) for block in blocks)
 
 
 def ask(release: str, checkpoints: Sequence[Path], runner: str | None = None, *, ranks: int = 1) -> Iterator[Answer]:
