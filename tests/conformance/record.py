@@ -55,9 +55,9 @@ def is_asked(release: str, family: str) -> bool:
     if engine == "vllm":
         return covers(FAMILIES[family].asked, version)
     architecture = FAMILIES[family].config("tiny")["architectures"][0]
-    known = match(architecture)
-    blocks = known.table.get(engine, ()) if known is not None else ()
-    return known is not None and any(architecture in block.get("architectures", known.architectures) for block in blocks)
+    if (known := match(architecture)) is None:
+        return False
+    return any(architecture in block.get("architectures", known.architectures) for block in known.table.get(engine, ()))
 
 
 def ask(release: str, checkpoints: Sequence[Path], runner: str | None = None, *, ranks: int = 1) -> Iterator[Answer]:
