@@ -40,6 +40,10 @@ class AccessError(HubError):
     """The Hub does not let this user read the repository, or knows no such repository: no file of it can be read."""
 
 
+class RepositoryAbsentError(AccessError):
+    """The Hub has no such repository, or does not tell this user of it."""
+
+
 class PlaceError(HubError):
     """An address that the Hub redirected to does not give the file, or no longer."""
 
@@ -131,9 +135,9 @@ def refuse(response: Any, url: str, asked: Question, wait: float | None) -> None
     if code == "RepoNotFound" or status == 401:
         if known:
             hint = "check the name; if it is private, pass a token that may read it"
-            raise AccessError(f"{host} has no repository {what} that this token may read", hint)
+            raise RepositoryAbsentError(f"{host} has no repository {what} that this token may read", hint)
         hint = "check the name; if it is private or gated, log in with `hf auth login` or pass --token"
-        raise AccessError(f"{host} has no repository {what} that everybody may read", hint)
+        raise RepositoryAbsentError(f"{host} has no repository {what} that everybody may read", hint)
     if status == 403:
         raise AccessError(f"{host} refuses to let {what} be read (403)", "check what the token may read")
     if status == 404:

@@ -90,11 +90,17 @@ def open_any(
     if reference is None:
         checkpoint = open_checkpoint(ref, progress=progress, headers=headers, pointers=pointers)
         return Opened(checkpoint, partial(read_scalars, checkpoint))
+    from mtpfix.checkpoint.answers import RepositoryAbsentError
     from mtpfix.checkpoint.hub import connect
     from mtpfix.checkpoint.remote import open_remote
 
-    hub = connect(token=access.token, offline=access.offline)
-    remote = open_remote(reference, hub, ref=reference.repository, progress=progress, headers=headers, choose=choose)
+    hub, name = connect(token=access.token, offline=access.offline), reference.repository
+    try:
+        remote = open_remote(reference, hub, ref=name, progress=progress, headers=headers, choose=choose)
+    except RepositoryAbsentError as error:
+        if str(ref).startswith((HF, "https://")):
+            raise
+        raise RepositoryAbsentError(f"{error.message}, and there is no folder {shown(str(ref))}", error.hint) from None
     return Opened(remote.checkpoint, remote.read_scalars, remote)
 
 

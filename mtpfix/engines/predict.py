@@ -328,6 +328,7 @@ def _simulate(
             events += split_numbers(block.get("splits", ()), numbers, version, ranks, position="0")
             checks = [row for row in engine.table.get("split", ()) if covers(row["versions"], version)]
     built: list[Built] = []
+    partial = bool(subject.checkpoint.left_out)
     for position, planned in enumerate(blueprint.modules):
         plain = (
             planned.never
@@ -342,13 +343,13 @@ def _simulate(
             order = (CONSTRUCT, f"{position:08d}", "")
             first = names[0] if names else planned.prefix
             events.append(Event("fused-partly-listed", Outcome.CRASH, first, "", error, text, because, order))
-        if planned.layer != "norm":
+        if planned.layer != "norm" and (not partial or any(map(subject.in_branch, names))):
             built.append(Built(names, planned.prefix, planned.layer, decision.format, because, decision.entry))
         module = Module(planned, decision.format, decision.dialect, because, position)
         if checks:
             events += split_module(module, subject.loadable, checks, numbers, ranks)
         loaded = load_module(module, subject.loadable, loader)
-        if subject.checkpoint.left_out:  # what the draft shares with the main model may lie in a shard nobody read
+        if partial:  # what the draft shares with the main model may lie in a shard nobody read
             loaded = (event for event in loaded if subject.in_branch(event.module))
         events += loaded
     events += _leftovers(subject, blueprint, loader)

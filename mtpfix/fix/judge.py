@@ -56,7 +56,7 @@ def _notes(context: Context) -> Iterator[str]:
     read, left_out = len(context.checkpoint.shards), len(context.checkpoint.left_out)
     if left_out:
         of = f"{read:,} of {read + left_out:,} shards"
-        yield f"only {of}, those of the MTP branch, were read: the main model was not judged"
+        yield f"only {of}, those of the MTP branch, were read: the main model was not judged, and no repair is offered"
     for engine in dict.fromkeys(request.engine.name for request in context.requests if context.ranks > 1):
         if "split" not in load(engine).table:
             yield f"{load(engine).title} was judged for one rank: which shapes it cannot split is not known"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import shutil
@@ -474,6 +475,11 @@ def test_who_may_not_read_is_told_what_to_do(
         assert scan(ref, engines=RELEASE, token=TOKEN).exit_code() == 0
 
 
+def test_a_misspelled_folder_is_told_of_too(hub: Hub) -> None:
+    assert "and there is no folder models/absent" in run("scan", "models/absent")[2]
+    assert "no folder" not in run("scan", "hf://models/absent/x")[2]
+
+
 def test_nobody_at_the_endpoint(hub: Hub) -> None:
     hub.stop()
     code, _, err = run("scan", NAME)
@@ -599,9 +605,19 @@ def everything_written(root: Path) -> bytes:
 @pytest.mark.parametrize("form", ["text", "json", "sarif", "html", "markdown", "github"])
 @pytest.mark.parametrize("fault", [None, Fault(status=401, headers={"X-Error-Message": "x"}, times=0)])
 def test_the_token_goes_to_the_hub_and_nowhere_else(
-    hub: Hub, folder: Path, tmp_path: Path, form: str, fault: Fault | None, monkeypatch: pytest.MonkeyPatch
+    hub: Hub,
+    folder: Path,
+    tmp_path: Path,
+    form: str,
+    fault: Fault | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("MTPFIX_DEBUG", "1")
+    monkeypatch.setattr(constants, "HF_DEBUG", True)
+    caplog.set_level(logging.DEBUG, logger="huggingface_hub")
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
     hub.add("org/private", folder, private=True).readers.add("reader")
     if fault:
         hub.fail("/org/private/resolve/*/config.json", fault)
@@ -611,7 +627,8 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
     )
     assert code == (2 if fault else 0)
     told = out + err + everything_written(tmp_path).decode("latin-1")
-    assert "Secret" not in told
+    assert "/org/private" in caplog.text
+    assert "Secret" not in told + caplog.text
     assert {one.token for one in hub.requests if one.server == "hub"} == {TOKEN}
     assert {one.token for one in hub.requests if one.server == "cdn"} <= {None}
     assert not any("Secret" in one.target for one in hub.requests)
@@ -663,6 +680,9 @@ def test_the_branch_alone_is_judged_as_with_the_rest(hub: Hub, tmp_path: Path, f
     asked = " ".join(hub.asked())
     assert not any(name in asked for name in left_out)
     assert report.mtp == whole.mtp
+    named = {name for one in report.engines for built in one.prediction.draft.built for name in built.modules}
+    assert named
+    assert all(name.startswith(report.mtp.prefixes) for name in named)
     for one, other in zip(report.engines, whole.engines, strict=True):
         assert one.prediction.draft.verdict == other.prediction.draft.verdict
         assert one.prediction.target.reason == "only the shards of the MTP branch were read"
