@@ -179,7 +179,7 @@ def _load(
                 yield from _unknown(module, place, suffix, part, kind, loader)
                 continue
             if parameter.shape == "1" and place.part in planned.no_slot.get("parts", ()):
-                cause: Kind = "unknown-tensor" if kind == "same" else kind
+                cause: Kind = "scale-shape" if kind == "same" else kind
                 found = Unnamed(cause, place.module, part.order[1], part.order[0], module.because)
                 yield refuse(planned.no_slot, {"name": part.order[1]}, loader, found)
                 continue

@@ -46,17 +46,17 @@ def _experts_without(context: Context, modules: Iterable[str], suffix: str) -> s
 
 @rule("MTP302", "scale-odd", Severity.ERROR)
 def scale_odd(context: Context, this: Rule) -> Iterator[Finding]:
-    """A scale has a shape or a dtype that does not fit its weight.
+    """A scale has a shape or a dtype that does not fit its weight, or no place in the fused module that is built.
 
     The engine raises, or reads scales of other blocks.
 
-    Repair: quantize the module again.
+    Repair: quantize the module again, or store it in 16 bits.
     """
     reported: set[str] = set()
     for group in bundle(context, occurrences(context, ["scale-shape"])):
         reported.update(group.modules)
         sentences = [text for name in group.modules for text in context.subject.stored[name].odd]
-        detail = sentences[0] if sentences else "The scale does not fit the weight"
+        detail = sentences[0] if sentences else "The scale does not fit the layer that the engine builds"
         yield finding(context, this, group, f"{detail.rstrip('.')}.")
     sentences_by_text: dict[str, list[str]] = defaultdict(list)
     for name, stored in context.subject.stored.items():
