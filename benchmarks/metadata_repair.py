@@ -4,14 +4,16 @@
 
 The checkpoint has the shapes and names of DeepSeek-R1-NVFP4 with more layers, until it is that large, and a list that
 forgets its branch: sparse files. `mtpfix scan` and `mtpfix patch --out` of it take turns, each as a command of its own,
-for the same release; what is told is the difference of their medians. Bytes written are those of every file of the
-result that shares no inode with the source. Runs in a checkout, as it takes the builder of the tests.
+for the same release; what is told is the difference of the fastest of each, as whatever else the machine does only adds
+to them, and of their processor time. Bytes written are those of every file of the result that shares no inode with the
+source. Runs in a checkout, as it takes the builder of the tests.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,7 +22,6 @@ import time
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,29 +43,36 @@ def build(folder: Path) -> None:
     checkpoints.build(folder, FAMILY, "nothing-excluded", "full", shards=SHARDS)
 
 
-def timed(*command: str) -> tuple[float, str]:
-    """Return how long a command of mtpfix took, in seconds, and what it printed."""
-    begun = time.perf_counter()
+def timed(*command: str) -> tuple[float, float, str]:
+    """Return how long a command of mtpfix took, its processor time, both in seconds, and what it printed."""
+    begun, used = time.perf_counter(), processor_time()
     done = subprocess.run(
         [sys.executable, "-m", "mtpfix", *command], check=False, cwd=ROOT, capture_output=True, text=True
     )
     passed = time.perf_counter() - begun
     if done.returncode not in (0, 1):
         raise SystemExit(done.stderr)
-    return passed, done.stdout
+    return passed, processor_time() - used, done.stdout
+
+
+def processor_time() -> float:
+    """Return the processor time of all commands that have ended, in seconds."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def measure(folder: Path, out: Path, engine: str, repeat: int) -> dict[str, Any]:
-    """Return medians of `repeat` runs of each, taken in turns after one run of each that is not counted."""
+    """Return the best of `repeat` runs of each, taken in turns after one run of each that is not counted."""
     scans, repairs = [], []
     for _ in range(repeat + 1):
         shutil.rmtree(out, ignore_errors=True)
-        scans.append(timed("scan", str(folder), "--engine", engine, "--json", "--no-progress")[0])
-        repairs.append(timed("patch", str(folder), "--out", str(out), "--for", engine, "--json")[0])
-    verdict = json.loads(timed("scan", str(out), "--engine", engine, "--json", "--no-progress")[1])
+        scans.append(timed("scan", str(folder), "--engine", engine, "--json", "--no-progress")[:2])
+        repairs.append(timed("patch", str(folder), "--out", str(out), "--for", engine, "--json")[:2])
+    verdict = json.loads(timed("scan", str(out), "--engine", engine, "--json", "--no-progress")[2])
     seen = {path.stat().st_ino for path in folder.iterdir()}
     fresh = [path for path in out.iterdir() if path.stat().st_ino not in seen]
-    scan, repair = median(scans[1:]), median(repairs[1:])
+    scan, repair = (min(wall for wall, _ in runs[1:]) for runs in (scans, repairs))
+    scan_used, repair_used = (min(used for _, used in runs[1:]) for runs in (scans, repairs))
     return {
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         "shards": len(list(folder.glob("*.safetensors"))),
@@ -72,7 +80,9 @@ def measure(folder: Path, out: Path, engine: str, repeat: int) -> dict[str, Any]
         "repeat": repeat,
         "engine": engine,
         "seconds": {"scan": scan, "patch": repair},
+        "processor_seconds": {"scan": scan_used, "patch": repair_used},
         "seconds_beyond_the_scan": repair - scan,
+        "processor_seconds_beyond_the_scan": repair_used - scan_used,
         "bytes_written": sum(path.stat().st_size for path in fresh),
         "files_written": sorted(path.name for path in fresh),
         "findings_left": len(verdict["findings"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +51,23 @@ def prepare(ref: str, engines: Sequence[str] | None, wishes: Wishes, *, in_place
     Raises UsageError for a request that makes no sense, NothingToCheck where no release is predicted, and MtpfixError
     where part of the checkpoint cannot be read: what is not known is not repaired.
     """
+    with _no_collection():
+        return _prepared(ref, engines, wishes, in_place=in_place)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Look for no cycles meanwhile: predictions make millions of objects and none of those."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _prepared(ref: str, engines: Sequence[str] | None, wishes: Wishes, *, in_place: bool) -> Prepared:
     requests = requests_for(engines)
     snapshot, context = _opened(ref, requests, in_place=in_place)
     if all(
