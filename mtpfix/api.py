@@ -183,7 +183,7 @@ def plan(
     unsafe: bool = False,
     scale_search: bool = False,
 ) -> Plan:
-    """Return the smallest repair of the checkpoint in a folder that makes the releases asked for load it.
+    """Return the smallest repair of a checkpoint, in a folder or on the Hub, that makes the releases asked for load it.
 
     `engines` are requests as for `scan`; without a version the newest release that was run is meant. `mtp` says how the
     branch is to be stored: `auto` (the cheapest that loads), `keep`, `bf16` or `nvfp4`. `input_scale` is used where a
@@ -193,7 +193,13 @@ def plan(
 
     Raises UsageError, NothingToCheck, and MtpfixError where part of the checkpoint cannot be read.
     """
-    return _prepared(ref, engines, mtp, input_scale, graft, unsafe=unsafe, scale_search=scale_search).plan
+    from mtpfix.checkpoint.opening import Access
+    from mtpfix.fix.mirror import mirrored
+
+    with mirrored(ref, Access(), None, overlay=True) as mirror:
+        here = ref if mirror is None else mirror.folder
+        found = _prepared(here, engines, mtp, input_scale, graft, unsafe=unsafe, scale_search=scale_search).plan
+        return found if mirror is None else replace(found, ref=mirror.name)
 
 
 def patch(
@@ -213,6 +219,7 @@ def patch(
 ) -> Patched:
     """Repair the checkpoint in a folder as `plan` says, and write the result to the folder `out`.
 
+    With `overlay` the checkpoint may be a repository on the Hub, of which no more is read than the repair needs.
     `in_place` changes configuration files where they are, with a backup; `overlay` writes only what changes; `link` is
     how unchanged files come into the result: auto, reflink, hardlink, symlink or copy; `device` is where weights are
     quantized: the CPU unless it names a CUDA device. The source is never changed
@@ -220,18 +227,24 @@ def patch(
 
     Raises as `plan` does, and MtpfixError where the result is not as planned or cannot be written.
     """
+    from mtpfix.checkpoint.opening import Access
     from mtpfix.fix.changes import Link
-    from mtpfix.fix.patching import carry_out
+    from mtpfix.fix.mirror import mirrored
+    from mtpfix.fix.patching import carry_out, fetched
 
-    prepared = _prepared(
-        ref, engines, mtp, input_scale, graft, unsafe=unsafe, scale_search=scale_search, in_place=in_place
-    )
-    if not prepared.plan.operations or not prepared.plan.complete:
-        return Patched(prepared.plan, None)
     target = None if out is None else Path(out)
-    return Patched(
-        prepared.plan, carry_out(prepared, target, in_place=in_place, overlay=overlay, link=Link(link), device=device)
-    )
+    with mirrored(ref, Access(), target.parent if target else None, overlay=overlay) as mirror:
+        here = ref if mirror is None else mirror.folder
+        prepared = _prepared(
+            here, engines, mtp, input_scale, graft, unsafe=unsafe, scale_search=scale_search, in_place=in_place
+        )
+        plan = prepared.plan if mirror is None else replace(prepared.plan, ref=mirror.name)
+        if not plan.operations or not plan.complete:
+            return Patched(plan, None)
+        if mirror is not None:
+            prepared = fetched(prepared, mirror)
+        written = carry_out(prepared, target, in_place=in_place, overlay=overlay, link=Link(link), device=device)
+    return Patched(plan, written)
 
 
 def _prepared(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mtpfix.cli.app import Debug, Json, Shape, command, complete_engine, progress_bar, screen, show
+from mtpfix.cli.judging import NoProgress, Offline, Revision, Token
 from mtpfix.errors import EXIT_FINDINGS, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
 
 @command("patch", "The smallest repair that makes the chosen engines load it, verified.")
 def patch(
-    ref: Annotated[str, typer.Argument(metavar="FOLDER", help="The folder that holds the checkpoint.")],
+    ref: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A folder, or with --overlay a repository on the Hub: org/name, org/name@revision.",
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where the repaired checkpoint goes.")
     ] = None,
@@ -70,12 +77,17 @@ def patch(
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="Where weights are quantized: cpu, cuda, cuda:1. The bytes are equal.")
     ] = "cpu",
-    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
+    revision: Revision = None,
+    token: Token = None,
+    offline: Offline = False,
+    no_progress: NoProgress = False,
     shape: Shape = "text",
     as_json: Json = False,
     debug: Debug = False,  # noqa: ARG001 - its callback does it
 ) -> int:
     """Repair a checkpoint so that the chosen engines load it completely, and check the result before it appears.
+
+    Of a repository on the Hub only headers, configurations and the tensors that the repair needs are read.
 
     Exit code: 0 the result loads, or nothing was to be done; 1 no repair was found for all releases asked for; 2 it
     could not be done; 3 no release is predicted; 130 interrupted. Without 0 nothing is written.
@@ -90,34 +102,50 @@ def patch(
         )
     if input_scale is not None and not 0 < input_scale < 1e30:
         raise UsageError(f"--input-scale must be a positive number, not {input_scale!r}", "for example 1.0")
+    from contextlib import ExitStack
+    from dataclasses import replace
+
+    from mtpfix.checkpoint.opening import Access
     from mtpfix.fix.changes import Link
-    from mtpfix.fix.patching import carry_out, prepare, prepared_from
+    from mtpfix.fix.mirror import mirrored
+    from mtpfix.fix.patching import carry_out, fetched, prepare, prepared_from
     from mtpfix.fix.repairs import Wishes
 
-    prepared = (
-        prepared_from(apply, ref, in_place=writes and in_place)
-        if apply is not None
-        else prepare(
-            ref, engine, Wishes(mtp, input_scale, graft, unsafe_fixes, scale_search), in_place=writes and in_place
-        )
-    )
-    plan = prepared.plan
-    code = EXIT_OK if plan.complete else EXIT_FINDINGS
     machine = as_json or shape == "json"
+    shown = not (machine or no_progress)
     written = None
-    if plan_file is not None:
-        _write_plan(prepared, plan_file)
-    if not machine:
-        from mtpfix.report.plans import diff_text, plan_text
-
-        show(plan_text(plan, screen("never", None)[0]))
-        if diff:
-            show(diff_text(prepared))
-    if plan.complete and plan.operations and writes:
-        with progress_bar(wanted=not (machine or no_progress), doing="writing", of_bytes=True) as tell:
-            written = carry_out(
-                prepared, out, in_place=in_place, overlay=overlay, link=Link(link), device=device, progress=tell
+    with ExitStack() as lasting:
+        beside = out.parent if out is not None and writes and overlay else None
+        partly = apply is None and plan_file is None and (overlay or dry_run)
+        mirror = lasting.enter_context(mirrored(ref, Access(token, offline, revision), beside, overlay=partly))
+        here = ref if mirror is None else str(mirror.folder)
+        prepared = (
+            prepared_from(apply, here, in_place=writes and in_place)
+            if apply is not None
+            else prepare(
+                here, engine, Wishes(mtp, input_scale, graft, unsafe_fixes, scale_search), in_place=writes and in_place
             )
+        )
+        if mirror is not None:
+            prepared = replace(prepared, plan=replace(prepared.plan, ref=mirror.name))
+        plan = prepared.plan
+        code = EXIT_OK if plan.complete else EXIT_FINDINGS
+        if plan_file is not None:
+            _write_plan(prepared, plan_file)
+        if not machine:
+            from mtpfix.report.plans import diff_text, plan_text
+
+            show(plan_text(plan, screen("never", None)[0]))
+            if diff:
+                show(diff_text(prepared))
+        if plan.complete and plan.operations and writes:
+            if mirror is not None:
+                with progress_bar(wanted=shown, doing="reading", of_bytes=True) as tell:
+                    prepared = fetched(prepared, mirror, tell)
+            with progress_bar(wanted=shown, doing="writing", of_bytes=True) as tell:
+                written = carry_out(
+                    prepared, out, in_place=in_place, overlay=overlay, link=Link(link), device=device, progress=tell
+                )
     if machine:
         from mtpfix.report.plans import render
 

@@ -18,6 +18,7 @@ from mtpfix.fix.changes import Changes, Link, Progress, Snapshot, Written
 from mtpfix.fix.check import checker
 from mtpfix.fix.graft import files_read
 from mtpfix.fix.judge import is_complete
+from mtpfix.fix.mirror import Mirror
 from mtpfix.fix.packing import Packing
 from mtpfix.fix.perform import changes_of
 from mtpfix.fix.plan import Plan, default_engines, make_plan, plan_of, requests_for
@@ -125,6 +126,12 @@ def prepared_from(path: Path, ref: str, *, in_place: bool = False) -> Prepared:
             check_source(known, found)
             reads.append(found)
     return Prepared(plan_of(context, ref, plan.steps), context, snapshot, tuple(reads))
+
+
+def fetched(prepared: Prepared, mirror: Mirror, progress: Progress | None = None) -> Prepared:
+    """Return a plan of a mirror with all that writing it reads filled in. Raises HubError, MtpfixError."""
+    mirror.fetch(prepared.changes(), prepared.plan.operations, progress)
+    return replace(prepared, snapshot=take_snapshot(mirror.folder))
 
 
 def carry_out(
