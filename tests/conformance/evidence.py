@@ -1,9 +1,10 @@
 """Whether a cited line can bear the fact that cites it, by the syntax tree of the engine's file.
 
-Knows three kinds of facts: a part of a model (the statement names it, or what it is a part of), a model class (the line
+Knows some kinds of facts: a part of a model (the statement names it, or what it is a part of), a model class (the line
 lies in it, or names it), and an error (the statement raises it, has the fact's number or key, or is of the kind that
-raises it: a subscript for KeyError, an attribute for AttributeError, a call for RuntimeError). Of any other fact it
-says nothing but that the line has to be part of a statement, and no comment.
+raises it: a subscript for KeyError, an attribute for AttributeError, a call for RuntimeError). Of a mapper the
+statement has one of its names, of a list or table the function has one of its words. Of any other fact it says nothing
+but that the line has to be part of a statement, and no comment.
 """
 
 from __future__ import annotations
@@ -78,7 +79,34 @@ def bears(text: str, line: int, fact: Fact) -> bool | None:
     if does[:1].isupper():
         function = next((one for one in reversed(statements) if isinstance(one, ast.FunctionDef)), None)
         return _raises(statement, function, does, str(fact.get("text", "")), text)
+    if "mapped" in fact:
+        return _maps(statement, fact["mapped"])
+    if isinstance(fact.get("is"), (list, dict)) and (words := list(_strings(fact["is"]))):
+        outer = next((one for one in reversed(statements) if isinstance(one, _SCOPES)), statement)
+        return any(word in _source(statement, text) or word in ast.unparse(outer) for word in words)
     return None
+
+
+_SCOPES = (ast.FunctionDef, ast.ClassDef)
+
+
+def _maps(statement: ast.stmt, names: Sequence[str]) -> bool:
+    """Return whether a statement makes a mapper of these names, or takes over another class's."""
+    constants = {node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)}
+    others = [node for node in ast.walk(statement) if isinstance(node, ast.Attribute) and node.attr.endswith("mapper")]
+    return bool(others) or bool(constants.intersection(names))
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Yield every word of more than two letters in a value."""
+    if isinstance(value, str):
+        yield from (word for word in re.findall(r"\w+", value) if len(word) > 2)
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from (*_strings(key), *_strings(one))
+    elif isinstance(value, list):
+        for one in value:
+            yield from _strings(one)
 
 
 def numbers(fact: Fact) -> list[int]:

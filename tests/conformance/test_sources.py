@@ -17,6 +17,9 @@ from tests.conformance.wheels import read_source, releases
 
 SOURCE = """
 class Model(nn.Module):
+    packed = {"qkv_proj": ["q_proj", "k_proj"]}
+    hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix={"mtp.": "x."})
+
     def __init__(self, config, prefix=""):
         # self.fc = ColumnParallelLinear
         self.shared_experts = MLP(
@@ -61,6 +64,12 @@ def line_of(text: str) -> int:
         ("!= weight.shape", {"does": "ValueError"}, True),
         ("!= weight.shape", {"does": "AssertionError", "text": "no such words there"}, False),
         ("copy(param", {"does": "RuntimeError"}, True),
+        ("self.head", {"mapped": ["mtp."]}, False),
+        ("hf_to_vllm_mapper", {"mapped": ["mtp.", "x."]}, True),
+        ("hf_to_vllm_mapper", {"mapped": ["model."]}, False),
+        ("packed", {"is": {"qkv_proj": ["q_proj"]}}, True),
+        ("config.size", {"is": ["some", "other"]}, False),
+        ("config.size", {"is": True}, None),
         ("self.head", {"role": "draft", "class": "Model"}, True),
         ("self.head", {"role": "draft", "class": "OtherModel"}, False),
     ],
@@ -77,8 +86,17 @@ def cited(engine: str) -> tuple[tuple[str, Fact], ...]:
         (f"{engine}.toml", known.table),
         *((f"{name}.toml", families.load(name).table) for name in families.names()),
     ]
-    found = ((where, fact) for where, table in tables for fact in facts(table))
+    found = ((where, with_names(fact, table)) for where, table in tables for fact in facts(table))
     return tuple((where, fact) for where, fact in found if fact["source"].rpartition("@")[2] in known.releases)
+
+
+def with_names(fact: Fact, table: Fact) -> Fact:
+    """Return a fact that says which mappers a class has with the names that these rewrite, under `mapped`."""
+    mappers, named = table.get("mappers", {}), fact.get("is")
+    if not (isinstance(named, list) and named and all(isinstance(one, str) and one in mappers for one in named)):
+        return fact
+    rules = [pair for one in named for kind in mappers[one].values() for pair in kind]
+    return {**fact, "mapped": [pair[0] for pair in rules]}
 
 
 def judged(engine: str, version: str) -> Iterator[tuple[str, bool | None]]:
