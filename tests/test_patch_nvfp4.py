@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +120,18 @@ def test_stacked_experts_are_written_one_by_one(source: Source, tmp_path: Path) 
     assert report.stored[f"{MLP}.experts.{{}}.gate_proj"].format == "nvfp4"
     for row in report.engines:
         assert {row.prediction.target.verdict, row.prediction.draft.verdict} == {"loads"}
+
+
+def test_a_grafted_branch_is_packed_from_the_base_model(source: Source, tmp_path: Path) -> None:
+    folder, base = source("qwen3_5_moe", "missing"), source("qwen3_5_moe", "fused-experts")
+    wishes: dict[str, Any] = {"mtp": "nvfp4", "graft": base, "input_scale": 1.0}
+    result = patch(folder, tmp_path / "out", engines=[NEWEST], **wishes)
+    assert result.exit_code == 0
+    old, new = tensors_of(base), tensors_of(tmp_path / "out")
+    for expert, both in enumerate(old[f"{MLP}.experts.gate_up_proj"]):
+        for part, one in zip(("gate", "up"), quantize_group(both.chunk(2)), strict=True):
+            assert same(stored(new, f"{MLP}.experts.{expert}.{part}_proj"), one)
+    assert torch.equal(new["mtp.fc.weight"], old["mtp.fc.weight"])
 
 
 def test_experts_stay_stacked_where_their_family_says_so(source: Source) -> None:
