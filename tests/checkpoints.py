@@ -629,19 +629,27 @@ def build(
     branch_file: str | None = None,
     excludes: Sequence[str] | None = None,
     numbers: Mapping[str, Any] | None = None,
+    sparse: bool = False,
 ) -> Plan:
     """Write one checkpoint into `folder` (created) and return its plan.
 
     `shards` defaults to two for a tiny checkpoint and to files of about 5 GB for a full one; one shard without an
-    index is `model.safetensors`. `branch_file` puts the MTP branch into a file of that name.
+    index is `model.safetensors`. `branch_file` puts the MTP branch into a file of that name. With `sparse` a tiny one
+    holds no data but small float32 tensors, as a full one does.
     """
     planned = plan(family, variant, size, excludes=excludes, numbers=numbers)
-    write(folder, planned, shards=shards, index=index, branch_file=branch_file)
+    write(folder, planned, shards=shards, index=index, branch_file=branch_file, sparse=sparse)
     return planned
 
 
 def write(
-    folder: Path, planned: Plan, *, shards: int | None = None, index: bool = True, branch_file: str | None = None
+    folder: Path,
+    planned: Plan,
+    *,
+    shards: int | None = None,
+    index: bool = True,
+    branch_file: str | None = None,
+    sparse: bool = False,
 ) -> None:
     """Write a plan's files: config.json, hf_quant_config.json, shards and their index."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -659,7 +667,7 @@ def write(
         files[branch_file] = aside
     total = 0
     for name, tensors in files.items():
-        total += write_shard(folder / name, tensors, sparse=planned.size == "full")
+        total += write_shard(folder / name, tensors, sparse=sparse or planned.size == "full")
     if index and len(files) > 1:
         places = {tensor.name: name for name, tensors in files.items() for tensor in tensors}
         _write_json(

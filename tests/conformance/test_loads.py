@@ -73,7 +73,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Subject]:
     folder = tmp_path_factory.mktemp("tiny")
     found = {}
     for family, variant in cases():
-        build(folder / family / variant, family, variant)
+        build(folder / family / variant, family, variant, sparse=True)
         found[f"{family}/{variant}"] = Subject(open_checkpoint(folder / family / variant))
     return found
 
