@@ -61,7 +61,8 @@ TORCH_DTYPES: Mapping[str, str] = {
 class Loader:
     """The facts of one model's loader at one release: tables as in docs/knowledge.md, picked for the release.
 
-    `deferred`: tensors are copied by other threads, and what fails there is raised after all were handed out.
+    `unread`: parameters that weight-only layers have and never read. `deferred`: tensors are copied by other threads,
+    and what fails there is raised after all were handed out.
     """
 
     model_class: str
@@ -77,6 +78,7 @@ class Loader:
     skips: re.Pattern[str] | None
     cache_scales: Table
     mappers: Mapping[str, NameMapper]
+    unread: Sequence[str] = ()
     deferred: bool = False
     uneventful: set[object] = field(default_factory=set)
 
@@ -403,6 +405,12 @@ def _names(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
+def _is_weight_only(module: Module) -> bool:
+    """Return whether a module is a linear layer or head of a ModelOpt method with packed weights and 16-bit inputs."""
+    linear = module.planned.layer in ("column", "merged", "qkv", "row", "replicated", "head")
+    return linear and module.built is Format.NVFP4_A16 and module.dialect == Dialect.MODELOPT
+
+
 def _unwritten(
     module: Module,
     present: Sequence[tuple[Place, Stored]],
@@ -426,6 +434,8 @@ def _unwritten(
     for place, item in present:
         kind = kind_of(item, module.built, module.dialect)
         lacking = [suffix for suffix, parameter in table.items() if parameter.needed and not _has(item, suffix)]
+        if loader.incomplete["does"] != "silent" and _is_weight_only(module):
+            lacking += [suffix for suffix in loader.unread if not _has(item, suffix)]
         if lacking and planned.shared:
             continue  # the target's own module takes its place
         if lacking:

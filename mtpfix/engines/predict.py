@@ -282,6 +282,7 @@ def _loader(family: Family, block: Table, engine: Engine, version: str, numbers:
         mismatch=[row for row in engine.table.get("mismatch", ()) if covers(row["versions"], version)],
         experts_infix=engine.fact("experts_infix", version)[0] or "",
         never_loaded=engine.fact("scale_never_loaded", version)[0] or None,
+        unread=engine.fact("unread_parameters", version)[0] or (),
         takes=_pattern(block, "takes", version, numbers),
         skips=_pattern(block, "skips", version, numbers),
         mappers={name: from_toml(table) for name, table in family.table.get("mappers", {}).items()},

@@ -7,7 +7,7 @@ guess, loses something that may be wanted, or changes what the model computes be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -429,16 +429,10 @@ def quantized(trial: Trial, modules: Sequence[str], wishes: Wishes) -> Iterator[
     single = trial.plus(apart)
     wanted -= {one.module for one in apart}
     wanted.update(name for one in apart for name in one.names)
-    operations: list[Quantize] = []
-    for group in fused_parts(single, wanted):
-        dialect, inputs = _built_as(single, group)
-        value: float | None = None
-        if inputs:
-            values = [input_scale_of(single, name, wishes.input_scale) for name in group]
-            if None in values:
-                return
-            value = max(one for one in values if one is not None)
-        operations.append(Quantize(group, dialect, value, wishes.scale_search))
+    operations = _quantizing(single, wanted, wishes, ())
+    read = _without_input_scale(single.plus(operations)) if operations else []
+    if not wanted.isdisjoint(read):
+        operations = _quantizing(single, wanted, wishes, read)
     if operations:
         packed = {name for name, item in stored.items() if item.format in NVFP4}
         mixed = [
@@ -448,6 +442,24 @@ def quantized(trial: Trial, modules: Sequence[str], wishes: Wishes) -> Iterator[
         ]
         title = f"quantize {describe_names(wanted)} to NVFP4, {_inputs_text(operations, wishes)}"
         yield made(trial, single.plus([*operations, *mixed]), title, safe=False)
+
+
+def _quantizing(trial: Trial, wanted: set[str], wishes: Wishes, read: Collection[str]) -> list[Quantize]:
+    """Return the operations that quantize modules, none where a scale of inputs is needed and not known.
+
+    `read` are modules whose input scale is asked for, however they are built.
+    """
+    operations = []
+    for group in fused_parts(trial, wanted):
+        dialect, inputs = _built_as(trial, group)
+        value: float | None = None
+        if inputs or not set(group).isdisjoint(read):
+            values = [input_scale_of(trial, name, wishes.input_scale) for name in group]
+            if None in values:
+                return []
+            value = max(one for one in values if one is not None)
+        operations.append(Quantize(group, dialect, value, wishes.scale_search))
+    return operations
 
 
 def _inputs_text(operations: Iterable[Quantize], wishes: Wishes) -> str:

@@ -14,6 +14,7 @@ import pytest
 from mtpfix.checkpoint import open_checkpoint, read_scalars
 from mtpfix.engines import load
 from mtpfix.engines.predict import Subject
+from mtpfix.fix.operations import Quantize
 from mtpfix.fix.plan import Plan, make_plan, requests_for
 from mtpfix.fix.repairs import Wishes
 from mtpfix.fix.trial import Trial
@@ -94,6 +95,13 @@ def test_where_no_form_loads_the_plan_says_what_stays_open(root: Path) -> None:
     assert check(root, "step3p5", "layer-arrays", RELEASES[-1]) == "open"
     plan, _ = planned(root, "step3p5", "layer-arrays", RELEASES[-1])
     assert [(one.module, one.error) for one in plan.open] == [("layer_types", "IndexError: list index out of range")]
+
+
+def test_a_loader_that_counts_its_parameters_gets_the_scale_that_its_layer_never_reads(root: Path) -> None:
+    assert check(root, "step3p7", "weights-only", "0.24.0") == "loads"
+    plan, _ = planned(root, "step3p7", "weights-only", "0.24.0")
+    heads = {one.modules: one.input_scale for one in plan.operations if isinstance(one, Quantize)}
+    assert heads == {(f"model.layers.{layer}.transformer.shared_head.output",): 1.0 for layer in (3, 4, 5)}
 
 
 @pytest.mark.slow
