@@ -13,13 +13,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from mtpfix import scan
 from mtpfix.errors import NothingToCheck
 from mtpfix.fix.patching import Prepared, carry_out, prepare
-from mtpfix.fix.repairs import Wishes
+from mtpfix.fix.repairs import Branch, Wishes
 from mtpfix.model import Severity
 from tests.checkpoints import build
 from tests.conformance.record import ROLES, Answer, ask, cases
@@ -47,21 +48,26 @@ def folder_of(root: Path, family: str, variant: str) -> Path:
     return folder
 
 
-def wishes_for(root: Path, family: str, variant: str) -> Wishes:
+def wishes_for(root: Path, family: str, variant: str, mtp: Branch = "auto") -> Wishes:
     """Return what a person would give along: a base model where the branch is missing, a scale of inputs."""
     bare = (family, variant) == ("step3p7", "published")
     base = None
     if bare or variant == "missing":
         base = str(folder_of(root, family, "layer-arrays" if bare else "excluded-glob"))
-    return Wishes(graft=base, input_scale=1.0, unsafe=True)
+    return Wishes(mtp, graft=base, input_scale=1.0, unsafe=True)
 
 
-def repaired(release: str, wanted: Sequence[tuple[str, str]], root: Path, out: Path) -> Iterator[Cell]:
-    """Yield what became of each checkpoint for one release (`vllm-0.32.0`); results are written below `out`."""
+def repaired(
+    release: str, wanted: Sequence[tuple[str, str]], root: Path, out: Path, mtp: Branch = "auto"
+) -> Iterator[Cell]:
+    """Yield what became of each checkpoint for one release (`vllm-0.32.0`); results are written below `out`.
+
+    `mtp` is how the branch is to be stored, as `mtpfix patch --mtp` has it.
+    """
     asked: list[tuple[str, str, Path, str]] = []
     for family, variant in wanted:
         try:
-            prepared = _prepared(release, folder_of(root, family, variant), wishes_for(root, family, variant))
+            prepared = _prepared(release, folder_of(root, family, variant), wishes_for(root, family, variant, mtp))
         except NothingToCheck:
             yield Cell(family, variant, "absent")
             continue
@@ -77,7 +83,7 @@ def repaired(release: str, wanted: Sequence[tuple[str, str]], root: Path, out: P
             asked.append((family, variant, prepared.snapshot.folder, "as it was"))
     answers = ask(release, [place for _, _, place, _ in asked])
     for (family, variant, place, outcome), answer in zip(asked, answers, strict=True):
-        wrong = (*_disagreements(answer), *_left(release, place, wishes_for(root, family, variant)))
+        wrong = (*_disagreements(answer), *_left(release, place, wishes_for(root, family, variant, mtp)))
         yield Cell(family, variant, outcome, wrong)
 
 
@@ -103,7 +109,7 @@ def _left(release: str, folder: Path, wishes: Wishes) -> Iterator[str]:
     for found in report.findings:
         if found.severity is not Severity.NOTE:
             yield f"found: {found.rule} {found.module}: {found.message}"
-    for given in (wishes, Wishes(unsafe=True), Wishes()):
+    for given in (wishes, replace(wishes, graft=None, input_scale=None), replace(wishes, unsafe=False)):
         for step in _prepared(release, folder, given).plan.steps:
             yield f"again: {step.title}"
 
@@ -114,6 +120,7 @@ def main() -> int:
     parser.add_argument("releases", nargs="+")
     parser.add_argument("--only", action="append", help="these variants alone")
     parser.add_argument("--family", action="append", help="these families alone")
+    parser.add_argument("--mtp", choices=get_args(Branch), default="auto", help="how the branch is to be stored")
     options = parser.parse_args()
     wanted = [
         (family, variant)
@@ -124,7 +131,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         for release in options.releases:
             start, counts = time.monotonic(), Counter[str]()
-            for cell in repaired(release, wanted, Path(place), Path(place) / f"out-{release}"):
+            for cell in repaired(release, wanted, Path(place), Path(place) / f"out-{release}", options.mtp):
                 counts[cell.outcome] += 1
                 for sentence in cell.wrong:
                     bad += cell.outcome != "open"

@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from mtpfix.engines import load
+from mtpfix.fix.repairs import Branch
 from tests.conformance import environment
 from tests.conformance.repaired import repaired
 
 pytestmark = pytest.mark.engine
 
-CASES = {
-    "vllm": {
+CASES: Mapping[tuple[str, Branch], Mapping[str, Sequence[str]]] = {
+    ("vllm", "auto"): {
         "qwen3_5_moe": ("nothing-excluded", "mixed", "all-nvfp4"),
         "qwen3_5": ("branch-fp8", "compressed-tensors", "conflict"),
         "deepseek_v3": ("listed-packed", "packed-glue", "no-input-scale"),
@@ -25,23 +27,28 @@ CASES = {
         "nemotron_h": ("missing", "listed-packed"),
         "mimo": ("o-proj-unlisted", "weights-only"),
     },
-    "sglang": {
+    ("sglang", "auto"): {
         "qwen3_5_moe": ("nothing-excluded", "branch-nvfp4", "missing"),
         "deepseek_v3": ("listed-packed", "packed-glue"),
         "glm4_moe": ("all-nvfp4", "branch-fp8"),
+    },
+    ("sglang", "keep"): {
+        "qwen3_5_moe": ("branch-nvfp4",),
+        "deepseek_v3": ("branch-nvfp4",),
+        "glm4_moe": ("branch-nvfp4",),
     },
 }
 """Broken checkpoints that need repairs of every kind: lists, declarations, numbers, grafts."""
 
 
-@pytest.mark.parametrize("engine", CASES)
-def test_the_newest_release_loads_what_was_repaired(engine: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "mtp"), CASES)
+def test_the_newest_release_loads_what_was_repaired(engine: str, mtp: Branch, tmp_path: Path) -> None:
     version = load(engine).verified[-1]
     ready = environment.sglang_interpreter(version) if engine == "sglang" else environment.interpreter(version)
     if ready is None:
         pytest.skip(f"no environment for {engine} {version}: set {environment.VARIABLE}")
-    wanted = [(family, variant) for family, variants in CASES[engine].items() for variant in variants]
-    cells = list(repaired(f"{engine}-{version}", wanted, tmp_path / "models", tmp_path / "out"))
+    wanted = [(family, variant) for family, variants in CASES[engine, mtp].items() for variant in variants]
+    cells = list(repaired(f"{engine}-{version}", wanted, tmp_path / "models", tmp_path / "out", mtp))
     assert {(one.family, one.variant): one.wrong for one in cells if one.wrong} == {}
     assert [(one.family, one.variant) for one in cells] == wanted
     assert {one.outcome for one in cells} <= {"repaired", "as it was"}
