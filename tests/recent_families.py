@@ -422,6 +422,5 @@ RECENT = (
         listed=("lm_head",),
         vision=("vision_tower", "multi_modal_projector", "patch_merge_mlp"),
         published="glob",
-        asked="<0",  # read, not run
     ),
 )

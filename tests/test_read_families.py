@@ -249,6 +249,13 @@ def test_ranks_that_divide_heads_divide_ling(tmp_path: Path, ranks: int, error: 
     assert said is None if error is None else error in (said or "")
 
 
+def test_ranks_split_the_delta_attention_of_ling(tmp_path: Path) -> None:
+    build(tmp_path / "c", "bailing_v3", "mixed")
+    (row,) = scan(tmp_path / "c", engines=["vllm==0.32.0"], tp=2).engines
+    assert row.prediction.target.verdict is Verdict.LOADS
+    assert row.prediction.draft.verdict is Verdict.LOADS
+
+
 def test_ranks_beyond_the_groups_of_norms_are_refused_by_ling(tmp_path: Path) -> None:
     build(tmp_path / "c", "bailing_v2_5", "mixed", numbers={"group_norm_size": 1})
     (row,) = scan(tmp_path / "c", engines=["vllm==0.32.0"], tp=2).engines
