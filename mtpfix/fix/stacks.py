@@ -13,7 +13,8 @@ from mtpfix.fix.operations import Unstack
 from mtpfix.model import EXPERT, Stored
 
 HALVES = ("w1", "w3")
-"""What the rows of a fused w13 are, in their order: model_executor/models/qwen3_5.py:370@0.24.0 (chunk(2, dim=-2))."""
+"""What the rows of a fused w13 are, in their order: model_executor/models/qwen3_5.py:370@0.24.0 (chunk(2, dim=-2)),
+model_executor/layers/fused_moe/routed_experts.py:1047@0.32.0 (chunk(2, dim=1))."""
 
 
 def unstacked(table: Mapping[str, Any], stored: Mapping[str, Stored], modules: Sequence[str]) -> list[Unstack]:
