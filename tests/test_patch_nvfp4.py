@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -149,6 +150,20 @@ def test_an_fp8_branch_is_packed_from_its_own_bytes(source: Source, tmp_path: Pa
     assert old[f"{name}.weight"].dtype == torch.float8_e4m3fn
     assert same(stored(new, name), quantize(old[f"{name}.weight"], scale_inv=old[f"{name}.weight_scale_inv"].float()))
     assert f"{name}.weight_scale_inv" not in new
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_weight_that_is_not_finite_is_named_and_nothing_is_left(tmp_path: Path, number: float) -> None:
+    folder, name = tmp_path / "source", "mtp.layers.0.self_attn.o_proj.weight"
+    build(folder, "qwen3_5_moe", "excluded-glob")
+    path = next(path for path in folder.glob("*.safetensors") if name in load_file(path))
+    tensors = load_file(path)
+    tensors[name][3, 5] = number
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(MtpfixError, match=rf"tensor {re.escape(name)} holds 1 number .* at \[3, 5\]") as caught:
+        patch(folder, tmp_path / "out", engines=[NEWEST], mtp="nvfp4", input_scale=1.0)
+    assert caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_a_plan_keeps_what_was_asked_for(source: Source) -> None:

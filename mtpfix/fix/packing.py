@@ -17,6 +17,7 @@ from typing import IO
 from mtpfix.checkpoint.folder import opened
 from mtpfix.checkpoint.header import DTYPE_BITS
 from mtpfix.fix.holding import Held
+from mtpfix.nvfp4.dialects import reciprocal as inverted
 from mtpfix.nvfp4.format import FP8_BLOCK, WeightError
 from mtpfix.nvfp4.stream import KEPT, File, QuantizedGroup, StoredTensor
 
@@ -65,10 +66,10 @@ class Group:
             yield from group.block_scales(index)
 
     def global_scale(self, *, reciprocal: bool) -> Iterator[bytes]:
-        """Yield the global scales, one for each stacked expert."""
+        """Yield the global scales, one for each stacked expert. Raises TensorError for one without a reciprocal."""
         for group in self._experts:
             scale = group.global_scale()
-            yield struct.pack("<f", 1 / scale if reciprocal else scale)
+            yield struct.pack("<f", inverted(scale, self.weights[0].name) if reciprocal else scale)
 
     @cached_property
     def _experts(self) -> list[QuantizedGroup]:

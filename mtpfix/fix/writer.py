@@ -16,7 +16,7 @@ from typing import Any
 
 from mtpfix.checkpoint.folder import opened, target_of
 from mtpfix.checkpoint.ref import safe_member, shown
-from mtpfix.errors import MtpfixError, UsageError
+from mtpfix.errors import MtpfixError, TensorError, UsageError
 from mtpfix.fix.changes import (
     Buffer,
     Changes,
@@ -80,7 +80,11 @@ def write(
         purpose = {"plan": digest, "link": link.value, "marks": [_marks(snapshot) for snapshot in snapshots]}
         journal, resumed = stage.begin(purpose)
         run = _Run(changes, stage, journal, progress)
-        run.stage_files(digest, None if overlay else link, overlay=overlay)
+        try:
+            run.stage_files(digest, None if overlay else link, overlay=overlay)
+        except TensorError:
+            stage.remove()  # numbers that cannot be stored: the next run would say the same
+            raise
         try:
             _verify(run, verify, whole=not overlay)
             for snapshot in snapshots:
