@@ -26,6 +26,7 @@ from mtpfix.fix.card import CARD_FILE, with_section
 from mtpfix.fix.changes import FileMark, Snapshot
 from mtpfix.fix.manifest import SCHEMA, read_manifest
 from mtpfix.fix.snapshot import MANIFEST_FILE, is_shard, take_snapshot
+from mtpfix.fix.writer import refuse_unfinished
 
 LARGEST_SMALL = 10_000_000
 """Bytes up to which a file is held in memory, shown as a diff, and known by the name that git would give it."""
@@ -100,6 +101,7 @@ def prepare_delivery(
     be read or the repository changed since.
     """
     manifest = _manifest(folder)
+    refuse_unfinished(folder)
     files = list(_changed(folder, manifest, repository) if manifest else _different(folder, repository, tell))
     if all(file.name == MANIFEST_FILE for file in files):
         files = []

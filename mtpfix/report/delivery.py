@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mtpfix import __version__
 from mtpfix.checkpoint.ref import shown
 from mtpfix.fix.outgoing import LARGEST_SMALL, Delivery, Outgoing
+from mtpfix.fix.snapshot import MANIFEST_FILE
 from mtpfix.report.summary import size_text
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ MOST_LINES = 400
 
 
 def delivery_text(delivery: Delivery) -> str:
-    """Return what would be sent: the differences of small files, line by line, then every file with its size."""
+    """Return what would be sent: how small files differ, all but our own of them, then every file with its size."""
     name, commit = delivery.repository.reference.repository, delivery.repository.commit
     if not delivery.files:
         return f"{shown(name)} has all of {shown(str(delivery.folder))} already, at {commit}: nothing is to be sent\n"
@@ -35,7 +36,7 @@ def delivery_text(delivery: Delivery) -> str:
 
 
 def _difference(delivery: Delivery, file: Outgoing) -> Iterator[str]:
-    if file.content is None or file.large:
+    if file.content is None or file.large or file.name == MANIFEST_FILE:
         return
     entry = delivery.repository.files.get(file.name)
     small = entry is not None and entry.size <= LARGEST_SMALL

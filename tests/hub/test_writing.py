@@ -408,6 +408,21 @@ def test_a_shard_that_changes_while_it_is_sent_is_noticed(hub: Hub, tensors: Pat
     assert not published(hub).pulls
 
 
+def test_a_repair_in_place_is_sent_when_it_is_finished(hub: Hub, made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(made, folder)
+    repairs.run(repairs.metadata_changes(folder), folder, Link.AUTO, in_place=True)
+    pushed(folder)
+    assert held(hub, "refs/pr/1") == {
+        name: data for name, data in files_of(folder).items() if not name.startswith(".mtpfix-backup-")
+    }
+    stopped = folder / ".mtpfix-in-place"
+    stopped.mkdir()
+    (stopped / "journal").write_text('{"backup": ".mtpfix-backup-0"}\n{"commit": true}\n')
+    with pytest.raises(MtpfixError, match="in place was interrupted"):
+        prepared(folder)
+
+
 def test_another_repository_is_not_what_was_repaired(hub: Hub, lists: Path, tmp_path: Path) -> None:
     build(tmp_path / "other", "deepseek_v3", "nothing-excluded")
     hub.add("org/other", tmp_path / "other").writers.add("owner")
@@ -517,6 +532,7 @@ def test_the_command_shows_the_difference_and_asks(hub: Hub, lists: Path) -> Non
     assert refused.exit_code == 1
     assert '+      "mtp*"' in refused.output
     assert "Send it?" in refused.output
+    assert '"sha256"' not in refused.output  # our own file is told by its name alone
     assert not writes(hub)
     agreed = run(str(lists), NAME, "--token", TOKEN, answer="y\n")
     assert agreed.exit_code == 0
