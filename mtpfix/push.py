@@ -8,11 +8,14 @@ The plan's digest, in the title and in the description of a pull request, is wha
 from __future__ import annotations
 
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -32,6 +35,9 @@ LONGEST_WAIT = 90.0
 
 LOOKS = (0.0, 2.0, 5.0)
 """Seconds that are waited before each look for a commit whose answer was lost."""
+
+SLOWEST = 180.0
+"""Seconds that one answer may take; the client itself would wait for ever. Uploads may take as long as they need."""
 
 MOST_PULLS = 1000
 """Open pull requests that are looked through."""
@@ -159,9 +165,18 @@ class _Push:
             if file.change == "removed"
         ]
         with self._told("upload to"):
-            client.preupload_lfs_files(
-                self.name, additions, revision=self.branch, create_pr=self.create_pr, free_memory=False
+            upload = partial(
+                client.preupload_lfs_files,
+                self.name,
+                additions,
+                revision=self.branch,
+                create_pr=self.create_pr,
+                free_memory=False,
             )
+            if any(file.large for file in self.delivery.files):
+                upload()
+            else:
+                self._in_time(upload)
         check_snapshot(self.delivery.before)
         try:
             commit, pull = self._insist(lambda: self._commit(client, [*additions, *gone]))
@@ -175,14 +190,17 @@ class _Push:
 
     def _commit(self, client: Any, operations: list[Any]) -> tuple[str, str]:
         with self._told("commit to"):
-            info = client.create_commit(
-                self.name,
-                operations,
-                commit_message=self.delivery.title,
-                commit_description=self.delivery.description,
-                revision=self.branch,
-                create_pr=self.create_pr,
-                parent_commit=self.delivery.repository.commit,
+            info = self._in_time(
+                partial(
+                    client.create_commit,
+                    self.name,
+                    operations,
+                    commit_message=self.delivery.title,
+                    commit_description=self.delivery.description,
+                    revision=self.branch,
+                    create_pr=self.create_pr,
+                    parent_commit=self.delivery.repository.commit,
+                )
             )
             commit, pull = info.oid, info.pr_url or ""
             if not isinstance(commit, str) or not is_hash(commit) or bool(pull) != self.create_pr:
@@ -199,22 +217,42 @@ class _Push:
                 time.sleep(busy.wait)
         raise AssertionError  # pragma: no cover - the last attempt returns or raises
 
+    def _in_time(self, action: Callable[[], T]) -> T:
+        """Return what an action returns, or raise LostError where that takes too long; then it is left to itself."""
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                results.append(action())
+            except BaseException as error:  # noqa: BLE001 - raised below, where somebody waits
+                errors.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(SLOWEST)
+        if errors:
+            raise errors[0]
+        if not results:
+            raise LostError(f"{self._host} did not answer within {SLOWEST:g} s", _LOOK)
+        return results[0]
+
     # ------------------------------------------------------------------------------------------- what is there
 
     def find_pull(self) -> tuple[str, str] | None:
         """Return the address and the commit of an open pull request that holds this delivery, None if none does."""
-        client = self.client()
         with self._told("read the pull requests of"):
-            for count, listed in enumerate(
-                client.get_repo_discussions(self.name, discussion_type="pull_request", discussion_status="open")
-            ):
-                if count >= MOST_PULLS:
-                    break
-                if self.delivery.digest[:SHORT] not in listed.title:
-                    continue
+            number = self._in_time(partial(self._number, self.client()))
+        return None if number is None else self._pull(number)
+
+    def _number(self, client: Any) -> int | None:
+        """Return the number of the open pull request whose description names the plan, None if there is none."""
+        listing = client.get_repo_discussions(self.name, discussion_type="pull_request", discussion_status="open")
+        for listed in islice(listing, MOST_PULLS):
+            if self.delivery.digest[:SHORT] in listed.title:
                 details = client.get_discussion_details(self.name, listed.num)
                 if any(self.delivery.digest in (getattr(event, "content", "") or "") for event in details.events):
-                    return self._pull(int(listed.num))
+                    return int(listed.num)
         return None
 
     def _pull(self, number: int) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -264,6 +265,35 @@ def test_a_pull_request_that_shows_up_late_is_found_by_the_next_push(hub: Hub, l
         pushed(lists)
     assert pushed(lists).already
     assert len(published(hub).pulls) == 1
+
+
+def test_a_hub_that_falls_silent_is_not_waited_for_for_ever(
+    hub: Hub, lists: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = prepared(lists)
+    monkeypatch.setattr("mtpfix.push.SLOWEST", 1.0)
+    hub.fail(COMMIT, Fault(stall=0, pause=4.0))
+    assert send(delivery).pull.endswith("/discussions/1")  # it was made, and its answer does not come
+    published(hub).pulls[0].status = "closed"
+    hub.fail(PREUPLOAD, Fault(stall=0, pause=4.0))
+    with pytest.raises(HubError, match="did not answer within 1 s"):
+        send(delivery)
+    assert len(published(hub).pulls) == 1
+
+
+def test_a_commit_that_is_made_long_after_it_was_asked_for_is_found(
+    hub: Hub, lists: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = prepared(lists)
+    monkeypatch.setattr("mtpfix.push.SLOWEST", 1.0)
+    hub.fail(COMMIT, Fault(delay=2.5))
+    with pytest.raises(HubError, match="whether the commit is there is not known"):
+        send(delivery)
+    deadline = time.monotonic() + 20
+    while not published(hub).pulls and time.monotonic() < deadline:
+        time.sleep(0.05)
+    again = send(delivery)
+    assert (again.already, len(published(hub).pulls)) == (True, 1)
 
 
 # ---------------------------------------------------------------------------------------------------- refusals
