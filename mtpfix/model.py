@@ -228,8 +228,8 @@ class Checkpoint:
     numbers). `root` is None in a repository, and `revision` the commit there.
     `trusted` are folders outside `root` that its links may lead into.
     Where `headers` is False no shard was opened: `tensors` is empty, and `lost` holds every name of the index.
-    `left_out` are shards that by the index hold nothing of the branch and were not asked for: of the main model
-    nothing is known then.
+    `left_out` are shards that by the index hold nothing of the branch and were not asked for, `elsewhere` the names
+    that it places in them (`{}` for expert numbers): of the main model nothing else is known then.
     """
 
     ref: str
@@ -246,6 +246,7 @@ class Checkpoint:
     trusted: tuple[Path, ...] = ()
     headers: bool = True
     left_out: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:

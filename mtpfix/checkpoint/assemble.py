@@ -123,7 +123,14 @@ def assemble(origin: Origin, reading: Reading, documents: Documents, left_out: S
         trusted=origin.trusted,
         lost=lost_names(index, tensors, unknown),
         left_out=tuple(left_out),
+        elsewhere=tuple(_names_in(index, frozenset(left_out))) if left_out else (),
     )
+
+
+def _names_in(index: Index | None, files: Collection[str]) -> Iterator[str]:
+    for (name, _), places in (index.places if index else {}).items():
+        if any(file in files for file, _ in places):
+            yield name
 
 
 def assemble_metadata(origin: Origin, listed: Collection[str], documents: Documents) -> Checkpoint:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+from mtpfix.checkpoint.names import split_name
 from mtpfix.checkpoint.stored import stored_modules
 from mtpfix.engines import Engine, load
 from mtpfix.engines.blueprint import Blueprint, Names, Planned, draw, full_names, holds
@@ -40,8 +41,10 @@ from mtpfix.model import (
     Checkpoint,
     Confidence,
     Declaration,
+    Dialect,
     Event,
     Fault,
+    Format,
     ModelPrediction,
     MtpSummary,
     Outcome,
@@ -55,6 +58,9 @@ SILENT: Table = {"does": "silent"}
 
 LEFT_OUT = "only the shards of the MTP branch were read"
 """Why nothing is said of the main model where nobody asked for it."""
+
+UNSURE = "{module} is quantized or built so, the draft takes it from the main model, and it was not read"
+PLAIN_PARTS = frozenset(("weight", "bias"))
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,17 @@ class Subject:
     @cached_property
     def names(self) -> Names:
         """Return the index of the names that engines get to see."""
-        return Names(self.loadable)
+        unseen = {name: Stored(name, Format.UNKNOWN, Dialect.OTHER, (), {}) for name in self.elsewhere}
+        return Names({**unseen, **self.loadable} if unseen else self.loadable)
+
+    @cached_property
+    def elsewhere(self) -> Mapping[str, frozenset[str]]:
+        """Return the modules that lie in shards nobody asked for, and how the names of their tensors end."""
+        found: dict[str, set[str]] = {}
+        for name in self.checkpoint.elsewhere:
+            module, suffix = split_name(name)
+            found.setdefault(module, set()).add(suffix)
+        return {module: frozenset(suffixes) for module, suffixes in found.items()}
 
     @cached_property
     def numbers(self) -> Numbers | None:
@@ -329,7 +345,7 @@ def _simulate(
             events += split_numbers(block.get("splits", ()), numbers, version, ranks, position="0")
             checks = [row for row in engine.table.get("split", ()) if covers(row["versions"], version)]
     built: list[Built] = []
-    partial = bool(subject.checkpoint.left_out)
+    unsure: list[str] = []
     for position, planned in enumerate(blueprint.modules):
         plain = (
             planned.never
@@ -344,22 +360,27 @@ def _simulate(
             order = (CONSTRUCT, f"{position:08d}", "")
             first = names[0] if names else planned.prefix
             events.append(Event("fused-partly-listed", Outcome.CRASH, first, "", error, text, because, order))
-        if planned.layer != "norm" and (not partial or any(map(subject.in_branch, names))):
+        unread = [name for name in names if name in subject.elsewhere]
+        if unread:  # the draft shares it with the main model: it is harmless where both keep it in 16 bits
+            if not decision.format.plain or any(subject.elsewhere[name] - PLAIN_PARTS for name in unread):
+                unsure += unread
+            continue
+        if planned.layer != "norm":
             built.append(Built(names, planned.prefix, planned.layer, decision.format, because, decision.entry))
         module = Module(planned, decision.format, decision.dialect, because, position)
         if checks:
             events += split_module(module, subject.loadable, checks, numbers, ranks)
-        loaded = load_module(module, subject.loadable, loader)
-        if partial:  # what the draft shares with the main model may lie in a shard nobody read
-            loaded = (event for event in loaded if subject.in_branch(event.module))
-        events += loaded
+        events += load_module(module, subject.loadable, loader)
     events += _leftovers(subject, blueprint, loader)
     events += _absent_shards(subject, engine, version, role)
     events += _absent_layers(blueprint, loader, numbers)
     events += _incomplete(events, loader, resolved.method or "", numbers)
     if resolved.method is None:
         events += _unquantized(events, engine, version)
-    return _verdict(role, tuple(built), events)
+    judged = _verdict(role, tuple(built), events)
+    if unsure and judged.verdict is Verdict.LOADS:
+        return replace(judged, verdict=Verdict.UNKNOWN, reason=UNSURE.replace("{module}", unsure[0]))
+    return judged
 
 
 def _is_listed(planned: Planned, resolved: Resolved) -> bool:

@@ -682,7 +682,7 @@ def test_the_branch_alone_is_judged_as_with_the_rest(hub: Hub, tmp_path: Path, f
     assert report.mtp == whole.mtp
     named = {name for one in report.engines for built in one.prediction.draft.built for name in built.modules}
     assert named
-    assert all(name.startswith(report.mtp.prefixes) for name in named)
+    assert not named & {name.rpartition(".")[0] for name in report.checkpoint.elsewhere}
     for one, other in zip(report.engines, whole.engines, strict=True):
         assert one.prediction.draft.verdict == other.prediction.draft.verdict
         assert one.prediction.target.reason == "only the shards of the MTP branch were read"
@@ -690,6 +690,17 @@ def test_the_branch_alone_is_judged_as_with_the_rest(hub: Hub, tmp_path: Path, f
     assert mine <= {(finding.rule, finding.module, finding.message) for finding in whole.findings}
     assert {one for one in whole.findings if one.role == "draft"} or not mine
     assert "the main model was not judged" in report.notes[0]
+
+
+def test_what_the_draft_shares_is_not_called_fine_unread(hub: Hub, tmp_path: Path) -> None:
+    build(tmp_path / "model", "exaone4_5", "packed-head", "tiny", shards=5)
+    hub.add("org/head", tmp_path / "model")
+    whole = scan(tmp_path / "model", engines=["vllm==0.32.0"])
+    report = scan("org/head", engines=["vllm==0.32.0"], scope="mtp")
+    assert whole.exit_code() == 1
+    assert report.engines[0].prediction.draft.verdict == "unknown"
+    assert "lm_head" in report.engines[0].prediction.draft.reason
+    assert report.exit_code() == 3
 
 
 def test_the_branch_alone_takes_ten_requests_where_it_lies_in_two_shards(hub: Hub, folder: Path) -> None:

@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import build
+from mtpfix import scan
+from mtpfix.model import Severity, Verdict
+from tests.checkpoints import VARIANTS, build
+from tests.families import FAMILIES
 from tests.hub import Hub
+from tests.hub.conftest import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "org/model"
@@ -58,3 +62,23 @@ def test_one_redirect_and_one_range_for_each_shard(tmp_path: Path) -> None:
         branch = scanned(hub, tmp_path / "other", NAME, "mtp")
         assert branch["left_out"] > 140
         assert len(hub.asked()) == 6 + 2 * (160 - branch["left_out"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["published", "excluded-exact", "packed-head", "conflict", "missing"])
+def test_the_branch_alone_is_never_called_fine_where_it_is_not(tmp_path: Path, client: Client, variant: str) -> None:
+    releases = ["vllm==0.32.0"]
+    judged = 0
+    with Hub() as hub:
+        client(hub)
+        for family in (name for name in FAMILIES if name in VARIANTS[variant].families):
+            folder = tmp_path / family
+            build(folder, family, variant, "tiny", shards=5)
+            hub.add(f"org/{family}", folder)
+            whole, report = scan(folder, engines=releases), scan(f"org/{family}", engines=releases, scope="mtp")
+            one, other = (each.engines[0].prediction.draft.verdict for each in (whole, report))
+            assert other is one or other is not Verdict.LOADS, family
+            if any(finding.role == "draft" and finding.severity is Severity.ERROR for finding in whole.findings):
+                assert report.exit_code() != 0, family
+            judged += other is not Verdict.UNKNOWN
+    assert judged > 5
