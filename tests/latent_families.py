@@ -21,7 +21,7 @@ from tests.modules import (
     norms,
     plain,
 )  # fmt: skip
-from tests.wrapped_families import glm_tower
+from tests.wrapped_families import glm_tower, wrapped_layer_globs
 
 
 def indexer(root: str, config: Config, part: Part) -> Iterator[Module]:
@@ -346,5 +346,15 @@ LATENT = (
         lambda _: ["model.mtp_layers*"],
         renamed={"model.mtp_layers.0.": "model.layers.{N}."},
         published="glob",
+    ),
+    Family(
+        "glm5_next",
+        "GLM-5.3-Flash",
+        _glm5_next,
+        glm5_next,
+        wrapped_layer_globs,
+        vision=("model.visual",),
+        renamed={"model.language_model.layers.": "model.layers."},
+        published="target",
     ),
 )

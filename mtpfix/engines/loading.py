@@ -44,6 +44,8 @@ Kind = Literal[
 CACHE_SCALES = frozenset({"k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "k_zero_point", "v_zero_point"})
 NVFP4 = (Format.NVFP4, Format.NVFP4_A16)
 EIGHT_BIT = (Format.FP8, Format.FP8_CHANNEL, Format.FP8_BLOCK, Format.MXFP8)
+BLOCK_SUFFIXES = ("weight", "weight_scale_inv")
+"""What a loader looks for that turns 8-bit weights in blocks into 16-bit ones; other scales are unknown to it."""
 TORCH_DTYPES: Mapping[str, str] = {
     "BF16": "torch.bfloat16",
     "F16": "torch.float16",
@@ -161,11 +163,13 @@ def _load(
     written: dict[str, int] = {}
     joins = planned.scalars_joined is not None and len(present) == len(planned.places)
     for place, item in [_join(present)] if joins else present:
-        if module.built.plain and place.part in planned.dequantizes and item.format in EIGHT_BIT:
+        turned = module.built.plain and place.part in planned.dequantizes and item.format in EIGHT_BIT
+        if turned:
             written["weight"] = written.get("weight", 0) + 1
-            continue
         kind = kind_of(item, module.built, module.dialect)
         for suffix, part in item.parts.items():
+            if turned and suffix in BLOCK_SUFFIXES:
+                continue
             if suffix in CACHE_SCALES:
                 if loader.cache_scales["does"] == "refuse":
                     yield from _unknown(module, place, suffix, part, "same", loader)

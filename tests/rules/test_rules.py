@@ -468,31 +468,31 @@ no-mtp             202+304          -            -
 """The same for the most recent families."""
 
 NEWER = """
-                    glm_ocr      exaone4_5  mimo_v2_pro  mimo_v2_omni  hy_v4
-published           202          -          -            202           202
-excluded-glob       202          -          -            202           202
-excluded-exact      202          -          -            202           -
-excluded-engine     -            -          -            201+202       -
-nothing-excluded    201+202      201        201          201           201
-branch-nvfp4        202          -          203+302      203+302       -
-all-nvfp4           201+202+203  -          203+302      203+302       203
-missing             101+202      101        .            .             101
-config-only         202          -          -            202           202
-hf-quant-only       202          -          -            202           202
-mixed               -            -          -            -             -
-compressed-tensors  201          201        -            -             201
-packed-glue         202+203      207        203          202+203       202+203
-listed-packed       202          207        203+207      203+302       -
-branch-fp8          202+205      207        203+207      203+205       205
-o-proj-unlisted     201+202      201        -            202           201
-packed-head         202+301      203        203          202+203       202+301
-conflict            201+202+401  201+401    201+401      201+401       201+401
-no-input-scale      202+301      301        301          202+301       202+301
-weights-only        202          -          -            202           202
-fused-experts       .            .          .            .             .
-layer-arrays        .            .          .            .             .
-short-arrays        .            .          .            .             .
-no-mtp              -            -          -            -             -
+                    glm_ocr      exaone4_5  mimo_v2_pro  mimo_v2_omni  hy_v4    glm5_next
+published           202          -          -            202           202      201
+excluded-glob       202          -          -            202           202      202
+excluded-exact      202          -          -            202           -        202
+excluded-engine     -            -          -            201+202       -        -
+nothing-excluded    201+202      201        201          201           201      201
+branch-nvfp4        202          -          203+302      203+302       -        203
+all-nvfp4           201+202+203  -          203+302      203+302       203      203
+missing             101+202      101        .            .             101      101
+config-only         202          -          -            202           202      202
+hf-quant-only       202          -          -            202           202      202
+mixed               -            -          -            -             -        203
+compressed-tensors  201          201        -            -             201      201
+packed-glue         202+203      207        203          202+203       202+203  202+203
+listed-packed       202          207        203+207      203+302       -        203
+branch-fp8          202+205      207        203+207      203+205       205      203+205
+o-proj-unlisted     201+202      201        -            202           201      202
+packed-head         202+301      203        203          202+203       202+301  202
+conflict            201+202+401  201+401    201+401      201+401       201+401  201+401
+no-input-scale      202+301      301        301          202+301       202+301  202+301
+weights-only        202          -          -            202           202      202
+fused-experts       .            .          .            .             .        .
+layer-arrays        .            .          .            .             .        .
+short-arrays        .            .          .            .             .        .
+no-mtp              -            -          -            -             -        -
 """
 """The same for families whose branch vLLM asks for by names that no list on disk has, and for two where it does not."""
 
