@@ -346,6 +346,7 @@ LATENT = (
         lambda _: ["model.mtp_layers*"],
         renamed={"model.mtp_layers.0.": "model.layers.{N}."},
         published="glob",
+        asked=">=0.32",  # before, whether attention is sparse depends on how transformers spells it
     ),
     Family(
         "glm5_next",
