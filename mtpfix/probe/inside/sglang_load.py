@@ -33,6 +33,14 @@ ENVIRONMENT = {
 MADE_LATER = ("_blockscale_swizzled", "_scale_swizzled")
 """Parameters that are worked out from others after loading."""
 
+NEVER_READ = {
+    "GlmOcrForConditionalGeneration": (
+        "visual.embeddings.position_embedding.weight",
+        "visual.post_conv_layernorm.weight",
+    ),
+}
+"""Parameters that a class inherits and never computes with, by its name: that they stay unwritten harms nothing."""
+
 
 def prepare(options: Any) -> dict[str, str]:
     """Import SGLang and replace what needs a GPU; return the versions that answers come from."""
@@ -121,7 +129,8 @@ def load_model(checkpoint: str, watch: Watch, *, draft: bool, index: int | None 
         raise
     finally:
         watch.measure()
-        forget(watch, {name for name in watch.shapes if name.endswith(MADE_LATER)})
+        unread = NEVER_READ.get(type(model).__name__, ())
+        forget(watch, {name for name in watch.shapes if name.endswith(MADE_LATER) or name in unread})
     watch.phase = "share"
     return model
 
