@@ -16,8 +16,8 @@ from mtpfix.fix.trial import Bad, Trial, modules_of
 from mtpfix.model import EXPERT, Checkpoint, Declaration, Format, Role, Stored
 from mtpfix.rules.context import Occurrence
 
-TO_PLAIN = ("plain-into-quantized", "fused-partly-listed")
-"""Events that an entry of an exclude list mends."""
+TO_PLAIN = ("plain-into-quantized", "fused-partly-listed", "weight-missing")
+"""Events that an entry of an exclude list mends; of weights that are missing only those whose scales are missed too."""
 DEFAULT_KEYS: Mapping[str, str] = {"compressed-tensors": "ignore", "fp8": "modules_to_not_convert"}
 ALGORITHMS: Mapping[Format, str] = {
     Format.NVFP4: "NVFP4",
@@ -90,7 +90,8 @@ def find_entries(
     `before` is what the result is held against (default: the trial itself), where operations of the trial make worse
     what entries then make better.
     """
-    mine = [one for one in trial.occurrences(kinds, role) if one.built is not None]
+    found = [one for one in trial.occurrences(kinds, role) if one.built is not None]
+    mine = [one for one in found if one.event.kind != "weight-missing" or (one.built and not one.built.format.plain)]
     if not mine:
         return None
     modules = list(dict.fromkeys(name for one in mine for name in names_of(one)))

@@ -48,6 +48,8 @@ from mtpfix.rules.scales import differing_groups
 
 MISBUILT = ("quantized-into-plain", "other-format", "scale-missing", "scale-shape", "scale-partly-written")
 """Events of modules that are stored quantized, and that plain weights would not have."""
+MISDECLARED = ("quantized-into-plain", "other-format", "declaration-refused", "plain-into-quantized", "weight-missing")
+"""Events that an allow-list may mend: some layers are asked for by no name that an exclude list could hold."""
 NVFP4 = (Format.NVFP4, Format.NVFP4_A16)
 DERIVED = "the largest of the same projection in other layers, doubled"
 """Where an input scale is from that nobody gave."""
@@ -260,7 +262,7 @@ def restate_mixed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
         for block in edited_blocks(trial.context.checkpoint)
         if block.method == "modelopt" and not block.layers and block.scheme is not None
     ]
-    if not blocks or not modules_of(trial.occurrences(["quantized-into-plain", "other-format", "declaration-refused"])):
+    if not blocks or not trial.occurrences(MISDECLARED):
         return
     entries = {name: entry for name, item in stored.items() if (entry := layer_entry(item)) is not None}
     layers = {layer: entry for name, entry in entries.items() for layer in spelled_out(stored[name])}
@@ -374,8 +376,17 @@ def _groups_with_inputs(block: Declaration) -> Iterator[Operation]:
 
 def dequantize(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     """Store in BF16, and exclude, modules that are quantized in a way that an engine does not build."""
-    modules = modules_of(trial.occurrences(MISBUILT))
+    modules = [*modules_of(trial.occurrences(MISBUILT)), *_asked_alike(trial)]
     yield from dequantized(trial, modules, wishes)
+
+
+def _asked_alike(trial: Trial) -> Iterator[str]:
+    """Yield quantized modules that an engine asks for by the same name as for one that is missing."""
+    missing = {one.built.prefix for one in trial.occurrences(["weight-missing"]) if one.built}
+    stored = trial.context.subject.stored
+    for _, _, built in trial.built():
+        if built.prefix in missing and not built.format.plain:
+            yield from (name for name in built.modules if name in stored and not stored[name].format.plain)
 
 
 def dequantized(trial: Trial, modules: Sequence[str], wishes: Wishes, title: str = "") -> Iterator[Repair]:
