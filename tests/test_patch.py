@@ -170,12 +170,21 @@ def test_a_branch_that_is_not_there_is_not_switched_off_unasked(source: Source, 
 
 
 def test_releases_that_cannot_both_be_served_are_named_with_the_module(source: Source, tmp_path: Path) -> None:
-    engines = ["vllm==0.24.0", "vllm==0.32.0"]
-    plan = mtpfix.plan(source("step3p5", "excluded-glob"), engines=engines)
+    engines = ["sglang==0.5.23", "vllm==0.32.0"]
+    plan = mtpfix.plan(source("qwen3_5_moe", "branch-nvfp4"), engines=engines, mtp="keep")
     assert not plan.complete
-    for word in ("shared_head.output", "vllm 0.24.0 builds it nvfp4", "vllm 0.32.0 bf16"):
+    for word in ("mtp.layers.0.", "stored as nvfp4", "sglang 0.5.23 builds it bf16", "vllm 0.32.0 nvfp4"):
         assert word in plan.disagreement
-    assert [(one.releases, one.complete) for one in plan.apart] == [(("vllm 0.24.0",), False), (("vllm 0.32.0",), True)]
+    alone = [(one.releases, one.complete) for one in plan.apart]
+    assert alone == [(("sglang 0.5.23",), False), (("vllm 0.32.0",), True)]
+
+
+def test_an_allow_list_serves_releases_of_which_one_heeds_no_exclude_list(source: Source, tmp_path: Path) -> None:
+    engines = ["vllm==0.24.0", "vllm==0.32.0"]
+    result = written(source("step3p5", "excluded-glob"), tmp_path / "out", engines=engines)
+    (step,) = result.plan.steps
+    assert step.title.startswith("declare MIXED_PRECISION")
+    assert loads(tmp_path / "out", *engines)
 
 
 def test_no_release_that_was_run_is_spoilt_for_another(source: Source) -> None:

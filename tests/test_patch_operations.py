@@ -324,13 +324,13 @@ def test_one_form_serves_both_engines(model: Make, tmp_path: Path) -> None:
 
 
 def test_engines_that_disagree_are_named_with_the_module_and_get_a_plan_each(model: Make, tmp_path: Path) -> None:
-    folder = model("step3p5", "excluded-glob")
-    code, text, _ = run(folder, "--out", tmp_path / "out", "--for", "vllm==0.24.0", "--for", "vllm==0.32.0")
+    folder = model("qwen3_5_moe", "branch-nvfp4")
+    code, text, _ = run(folder, "--out", tmp_path / "out", "--mtp", "keep", "--for", SGLANG, "--for", "vllm==0.32.0")
     assert code == 1
     assert not (tmp_path / "out").exists()
     said = " ".join(text.split())
-    assert "vllm 0.24.0 builds it nvfp4, vllm 0.32.0 bf16, and nothing that was tried serves both" in said
-    assert f"{folder}: no repair was found after which it loads completely in vllm 0.24.0" in said
+    assert "sglang 0.5.23 builds it bf16, vllm 0.32.0 nvfp4, and nothing that was tried serves both" in said
+    assert f"{folder}: no repair was found after which it loads completely in sglang 0.5.23" in said
     assert f"{folder}: nothing to repair for vllm 0.32.0" in said
 
 
