@@ -20,7 +20,7 @@ from mtpfix.fix.operations import Quantize
 from mtpfix.fix.plan import Plan, make_plan, requests_for
 from mtpfix.fix.repairs import Wishes
 from mtpfix.fix.trial import Trial
-from mtpfix.model import Checkpoint, Severity, Verdict
+from mtpfix.model import Checkpoint, Dialect, Severity, Verdict
 from mtpfix.rules import run
 from mtpfix.rules.context import Context
 from tests.checkpoints import build
@@ -99,11 +99,14 @@ def test_where_no_form_loads_the_plan_says_what_stays_open(root: Path) -> None:
     assert [(one.module, one.error) for one in plan.open] == [("layer_types", "IndexError: list index out of range")]
 
 
-def test_a_loader_that_counts_its_parameters_gets_the_scale_that_its_layer_never_reads(root: Path) -> None:
-    assert check(root, "step3p7", "weights-only", "0.24.0") == "loads"
-    plan, _ = planned(root, "step3p7", "weights-only", "0.24.0")
-    heads = {one.modules: one.input_scale for one in plan.operations if isinstance(one, Quantize)}
-    assert heads == {(f"model.layers.{layer}.transformer.shared_head.output",): 1.0 for layer in (3, 4, 5)}
+def test_a_loader_that_counts_its_parameters_misses_the_scale_that_its_layer_never_reads(root: Path) -> None:
+    checkpoint = opened(root, "step3p7", "weights-only")
+    origin = Trial(Context(Subject(checkpoint), requests_for(["vllm==0.24.0"])))
+    heads = [f"model.layers.{layer}.transformer.shared_head.output" for layer in (3, 4, 5)]
+    bare, scaled = (origin.plus(Quantize((head,), Dialect.MODELOPT, value) for head in heads) for value in (None, 1.0))
+    assert {bad[2:] for bad in origin.bad} == {(head, "plain-into-quantized") for head in heads}
+    assert {bad[2:] for bad in bare.bad} == {(head, "scale-missing") for head in heads}
+    assert scaled.bad == frozenset()
 
 
 def releases_of(family: str, number: int) -> list[str]:
