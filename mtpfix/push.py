@@ -30,6 +30,9 @@ from mtpfix.fix.snapshot import check_snapshot
 ATTEMPTS = 4
 """How often a commit is asked for that the Hub did refuse for the time being."""
 
+READS = 3
+"""How often the pull requests are asked for where a fault may pass."""
+
 LONGEST_WAIT = 90.0
 """Seconds that the Hub may ask to be left alone; where it asks for more, the push ends."""
 
@@ -38,6 +41,9 @@ LOOKS = (0.0, 2.0, 5.0)
 
 SLOWEST = 180.0
 """Seconds that one answer may take; the client itself would wait for ever. Uploads may take as long as they need."""
+
+THREAD = "mtpfix push"
+"""What threads are called that may be left to themselves."""
 
 MOST_PULLS = 1000
 """Open pull requests that are looked through."""
@@ -228,7 +234,7 @@ class _Push:
             except BaseException as error:  # noqa: BLE001 - raised below, where somebody waits
                 errors.append(error)
 
-        thread = threading.Thread(target=work, daemon=True)
+        thread = threading.Thread(target=work, name=THREAD, daemon=True)
         thread.start()
         thread.join(SLOWEST)
         if errors:
@@ -241,9 +247,15 @@ class _Push:
 
     def find_pull(self) -> tuple[str, str] | None:
         """Return the address and the commit of an open pull request that holds this delivery, None if none does."""
-        with self._told("read the pull requests of"):
-            number = self._in_time(partial(self._number, self.client()))
-        return None if number is None else self._pull(number)
+        for attempt in range(1, READS + 1):
+            try:
+                with self._told("read the pull requests of"):
+                    number = self._in_time(partial(self._number, self.client()))
+                return None if number is None else self._pull(number)
+            except (LostError, BusyError):
+                if attempt == READS:
+                    raise
+        raise AssertionError  # pragma: no cover - the last attempt returns or raises
 
     def _number(self, client: Any) -> int | None:
         """Return the number of the open pull request whose description names the plan, None if there is none."""

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,7 +23,7 @@ from mtpfix.errors import FormatError, MtpfixError, UsageError
 from mtpfix.fix.changes import Link
 from mtpfix.fix.outgoing import Delivery
 from mtpfix.fix.snapshot import MANIFEST_FILE
-from mtpfix.push import Sent, prepare_push, send
+from mtpfix.push import THREAD, Sent, prepare_push, send
 from tests.checkpoints import build
 from tests.fix import repairs
 from tests.hub import Fault, Hub, Pull, Repository, file_of
@@ -267,25 +268,29 @@ def test_a_pull_request_that_shows_up_late_is_found_by_the_next_push(hub: Hub, l
     assert len(published(hub).pulls) == 1
 
 
-def test_a_hub_that_falls_silent_is_not_waited_for_for_ever(
-    hub: Hub, lists: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    delivery = prepared(lists)
+@pytest.fixture
+def patience(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Wait one second for an answer, and at the end for the threads that go on waiting, which share our client."""
     monkeypatch.setattr("mtpfix.push.SLOWEST", 1.0)
-    hub.fail(COMMIT, Fault(stall=0, pause=4.0))
+    yield
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join(20)
+
+
+def test_a_hub_that_falls_silent_is_not_waited_for_for_ever(hub: Hub, lists: Path, patience: None) -> None:
+    delivery = prepared(lists)
+    hub.fail(COMMIT, Fault(stall=0, pause=3.0))
     assert send(delivery).pull.endswith("/discussions/1")  # it was made, and its answer does not come
     published(hub).pulls[0].status = "closed"
-    hub.fail(PREUPLOAD, Fault(stall=0, pause=4.0))
+    hub.fail(PREUPLOAD, Fault(stall=0, pause=3.0))
     with pytest.raises(HubError, match="did not answer within 1 s"):
         send(delivery)
     assert len(published(hub).pulls) == 1
 
 
-def test_a_commit_that_is_made_long_after_it_was_asked_for_is_found(
-    hub: Hub, lists: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_that_is_made_long_after_it_was_asked_for_is_found(hub: Hub, lists: Path, patience: None) -> None:
     delivery = prepared(lists)
-    monkeypatch.setattr("mtpfix.push.SLOWEST", 1.0)
     hub.fail(COMMIT, Fault(delay=2.5))
     with pytest.raises(HubError, match="whether the commit is there is not known"):
         send(delivery)
@@ -309,8 +314,9 @@ def test_a_hub_that_limits_is_given_the_time_it_asks_for(hub: Hub, lists: Path) 
         pushed(lists)
 
 
-def test_preupload_is_asked_again_after_a_fault_that_passes(hub: Hub, lists: Path) -> None:
+def test_reading_and_preupload_are_asked_again_after_a_fault_that_passes(hub: Hub, lists: Path) -> None:
     hub.fail(PREUPLOAD, Fault(status=503))
+    hub.fail(f"/api/models/{NAME}/discussions", Fault(reset=True, times=2))
     assert pushed(lists).pull
 
 
