@@ -34,7 +34,7 @@ MODULE_KEYS = {
     "plain_when", "whole", "no_slot", "split", "groups", *SLOTS,
 }  # fmt: skip
 LAYERS = {"column", "merged", "qkv", "row", "replicated", "linear", "head", "embedding", "experts", "norm"}
-MAY_HAVE_GAPS = {"broken", "arrays", "unknown", "prefix", "param", "partial_scalars", "deferred"}
+MAY_HAVE_GAPS = {"broken", "arrays", "unknown", "prefix", "param", "partial_scalars", "deferred", "unpredicted_when"}
 """Facts that need not cover every release: absent means the default that docs/knowledge.md gives."""
 
 
