@@ -4,9 +4,10 @@
 
 The checkpoint has the shapes and names of DeepSeek-R1-NVFP4 with more layers, until it is that large, and a list that
 forgets its branch: sparse files. `mtpfix scan` and `mtpfix patch --out` of it take turns, each as a command of its own,
-for the same release; what is told is the difference of the fastest of each, as whatever else the machine does only adds
-to them, and of their processor time. Bytes written are those of every file of the result that shares no inode with the
-source. Runs in a checkout, as it takes the builder of the tests.
+with their own defaults (a scan judges every release that is known) or for one release; what is told is the difference
+of the fastest of each, as whatever else the machine does only adds to them, and of their processor time. Bytes written
+are those of every file of the result that shares no inode with the source. Runs in a checkout, as it takes the builder
+of the tests.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILY, LAYERS, SHARDS = "deepseek_v3", 102, 163
+REPAIRED = "vllm==0.32.0"
 LARGEST_SECONDS, LARGEST_BYTES = 3.0, 20_000_000
 
 
@@ -61,14 +63,15 @@ def processor_time() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def measure(folder: Path, out: Path, engine: str, repeat: int) -> dict[str, Any]:
+def measure(folder: Path, out: Path, engine: str | None, repeat: int) -> dict[str, Any]:
     """Return the best of `repeat` runs of each, taken in turns after one run of each that is not counted."""
     scans, repairs = [], []
+    scan_for, patch_for = (["--engine", engine], ["--for", engine]) if engine else ([], [])
     for _ in range(repeat + 1):
         shutil.rmtree(out, ignore_errors=True)
-        scans.append(timed("scan", str(folder), "--engine", engine, "--json", "--no-progress")[:2])
-        repairs.append(timed("patch", str(folder), "--out", str(out), "--for", engine, "--json")[:2])
-    verdict = json.loads(timed("scan", str(out), "--engine", engine, "--json", "--no-progress")[2])
+        scans.append(timed("scan", str(folder), *scan_for, "--json", "--no-progress")[:2])
+        repairs.append(timed("patch", str(folder), "--out", str(out), *patch_for, "--json")[:2])
+    verdict = json.loads(timed("scan", str(out), "--engine", engine or REPAIRED, "--json", "--no-progress")[2])
     seen = {path.stat().st_ino for path in folder.iterdir()}
     fresh = [path for path in out.iterdir() if path.stat().st_ino not in seen]
     scan, repair = (min(wall for wall, _ in runs[1:]) for runs in (scans, repairs))
@@ -96,7 +99,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--repeat", type=int, default=5, help="runs of each that are counted")
     parser.add_argument("--folder", type=Path, help="where the checkpoint is, or is made and left")
-    parser.add_argument("--engine", default="vllm==0.32.0", help="the release it is repaired for")
+    parser.add_argument("--engine", help="scan and repair for this release; default: every release, and the newest")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder and options.folder.parent) as scratch:
         folder = (options.folder or Path(scratch) / "model").resolve()
