@@ -158,6 +158,9 @@ def candidates(trial: Trial, modules: Sequence[str], prefixes: Sequence[str]) ->
     yield parents
     yield exact
     yield [*parents, *exact]
+    containers = list(dict.fromkeys(name.rpartition(".")[0] for name in parents if "." in name))
+    for spell in spellings:  # a fused layer may be asked for by the names of parts that are not on disk
+        yield [spell(name, any(_begins_another(one, name) for one in subject.stored)) for name in containers]
 
 
 def without_expert(module: str) -> str:

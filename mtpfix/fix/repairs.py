@@ -7,7 +7,7 @@ guess, loses something that may be wanted, or changes what the model computes be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -272,13 +272,16 @@ def restate_mixed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
         for name in built.modules
         if name in entries and built.prefix and built.prefix not in layers
     }
-    title = f"declare MIXED_PRECISION with the {len(layers)} quantized modules by name"
+    alone = all(block.file != CONFIG for block in blocks)
+    title = f"declare MIXED_PRECISION with the {len(layers)} quantized modules by name" + alone * f", in {CONFIG} too"
     found: list[tuple[str, Trial]] = []
     for named, how in ((layers, ""), (layers | asked, f", and {len(asked)} names that engines ask with")):
         operations: list[Operation] = []
         for block in blocks:
             operations.append(set_value(block.file, (*block_path(block), "quant_algo"), "MIXED_PRECISION"))
             operations.append(set_value(block.file, (*block_path(block), "quantized_layers"), named))
+        if alone:  # some engines know MIXED_PRECISION in config.json alone
+            operations.append(set_value(CONFIG, ("quantization_config",), _inline(blocks[0], named)))
         found.append((f"{title}{how}", trial.plus(operations)))
         if not asked or not found[-1][1].bad:
             break
@@ -288,6 +291,16 @@ def restate_mixed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
         found.append((f"{found[-1][0]}, and empty the exclude list that it replaces", bare))
     for text, after in sorted(found, key=lambda one: len(one[1].bad)):
         yield made(trial, after, text, safe=True)
+
+
+def _inline(block: Declaration, layers: Mapping[str, object]) -> dict[str, object]:
+    """Return a ModelOpt block of a file of its own, as config.json holds one, with an allow-list."""
+    body: dict[str, object] = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
+    if block.group_size is not None:
+        body["group_size"] = block.group_size
+    if block.kv_cache is not None:
+        body["kv_cache_quant_algo"] = block.kv_cache
+    return {**body, "ignore": list(block.excludes), "quantized_layers": dict(layers)}
 
 
 # --------------------------------------------------------------------------------------------------- input scales
@@ -376,7 +389,9 @@ def _groups_with_inputs(block: Declaration) -> Iterator[Operation]:
 
 def dequantize(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     """Store in BF16, and exclude, modules that are quantized in a way that an engine does not build."""
-    modules = [*modules_of(trial.occurrences(MISBUILT)), *_asked_alike(trial)]
+    built = {name for _, _, built in trial.built() for name in built.modules}
+    unread = [name for name in modules_of(trial.occurrences(["unknown-tensor"])) if name in built]
+    modules = [*modules_of(trial.occurrences(MISBUILT)), *unread, *_asked_alike(trial)]
     yield from dequantized(trial, modules, wishes)
 
 
@@ -400,11 +415,18 @@ def dequantized(trial: Trial, modules: Sequence[str], wishes: Wishes, title: str
     bare = trial.plus([Dequantize(name) for name in wanted])
     found = find_entries(bare, before=trial)
     after = found.trial if found is not None and found.trial.gain(trial) > bare.gain(trial) else bare
+    title = title or f"dequantize {describe_names(wanted)} to BF16"
+    if any(bad[2] in wanted for bad in after.bad):  # no entry of a list names them all
+        for mixed in restate_mixed(bare, wishes):
+            named = bare.plus(mixed.operations)
+            if named.gain(trial) > after.gain(trial):
+                after, title = named, f"{title}, and {mixed.title}"
+                break
     elsewhere = any(
         role == "target" and not built.format.plain and not set(modules).isdisjoint(built.modules)
         for _, role, built in trial.built()
     )  # a head that the main model builds quantized is not made plain lightly for the draft alone
-    yield made(trial, after, title or f"dequantize {describe_names(wanted)} to BF16", safe=not elsewhere)
+    yield made(trial, after, title, safe=not elsewhere)
 
 
 def restorable(stored: Stored) -> bool:

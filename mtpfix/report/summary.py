@@ -196,7 +196,7 @@ def closing_text(codes: Sequence[int]) -> str:
         EXIT_NOTHING: "with nothing to check",
     }
     said = ", ".join(f"{codes.count(code):,} {text}" for code, text in words.items() if code in codes)
-    return f"{len(codes):,} checkpoints: {said}.\n"
+    return f"{plural(len(codes), 'checkpoint')}: {said}.\n"
 
 
 def plural(count: int, noun: str) -> str:
