@@ -13,12 +13,13 @@ import pytest
 from mtpfix import Report, scan
 from mtpfix.model import Finding, Fix, Severity
 from tests.checkpoints import VARIANTS, build, plan
+from tests.families import EVERY_TIME
 
 LIST_ACTIONS = {"add-entry", "remove-entry"}
 UNLISTED = {"missing", "no-mtp", "no-input-scale", "weights-only", "hf-quant-only", "fused-experts", "short-arrays"}
 """Variants whose lists are those of another one, or whose faults no list entry mends."""
 CELLS = [
-    (family, variant.name)
+    pytest.param(family, variant.name, marks=() if family in EVERY_TIME else pytest.mark.slow)
     for variant in VARIANTS.values()
     for family in variant.families
     if variant.name not in UNLISTED and family not in ("step3p7", "qwen3_5_moe")

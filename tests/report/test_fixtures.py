@@ -10,7 +10,7 @@ import pytest
 from mtpfix import scan
 from mtpfix.engines import load
 from tests.checkpoints import VARIANTS, Tensor, build, write_shard
-from tests.families import FAMILIES
+from tests.families import EVERY_TIME, FAMILIES
 from tests.report.hostile import HOSTILE
 from tests.report.test_formats import FORMATS, Page
 
@@ -29,7 +29,9 @@ def spoil(folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in EVERY_TIME else pytest.mark.slow) for name in FAMILIES]
+)
 def test_every_format_of_every_variant_is_valid_and_harmless(family: str, tmp_path: Path) -> None:
     for variant in VARIANTS.values():
         if variant.families and family not in variant.families:
