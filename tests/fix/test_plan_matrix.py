@@ -11,6 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from mtpfix.checkpoint import open_checkpoint, read_scalars
 from mtpfix.engines import load
@@ -34,6 +35,9 @@ UNHEALABLE = {
     "short-arrays": {"step3p5"},
 }
 """Variants with families in which some releases have no loadable form: what they read is cut off by their own code."""
+
+REFUSING = {"longcat_flash": SpecifierSet(">=0.21,<0.32")}
+"""Families with the releases whose main model raises at tensors of the branch, whatever they hold."""
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,8 @@ def check(root: Path, family: str, variant: str, release: str) -> str:
         return "absent"
     if not plan.complete:
         broken = any(one.kind == "class-broken" for one in plan.open)  # whatever is stored
-        assert broken or family in UNHEALABLE.get(variant, set()), plan.open[:3]
+        refused = release in REFUSING.get(family, ()) and {one.role for one in plan.open} == {"target"}
+        assert broken or refused or family in UNHEALABLE.get(variant, set()), plan.open[:3]
         return "open"
     after = Trial(context, plan.operations).context
     (one,) = after.releases
