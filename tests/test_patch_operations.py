@@ -332,6 +332,7 @@ def test_engines_that_disagree_are_named_with_the_module_and_get_a_plan_each(mod
     assert "sglang 0.5.23 builds it bf16, vllm 0.32.0 nvfp4, and nothing that was tried serves both" in said
     assert f"{folder}: no repair was found after which it loads completely in sglang 0.5.23" in said
     assert f"{folder}: nothing to repair for vllm 0.32.0" in said
+    assert "name those that must load it with --for" in said
 
 
 # ---------------------------------------------------------------------------------------------------------- plans

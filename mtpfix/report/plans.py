@@ -45,6 +45,7 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     releases = _releases_text(plan.releases)
     if not plan.steps and plan.complete:
         yield f"{shown(plan.ref)}: nothing to repair for {releases}"
+        yield "  A scan judges other releases too; name those that must load it with --for."
     elif plan.complete:
         yield f"{shown(plan.ref)}: loads completely in {releases} after {_count(len(plan.steps), 'step')}"
     else:
