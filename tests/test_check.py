@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer
 
+from mtpfix.cli import app
 from mtpfix.report.schema import json_schema
 from tests.checkpoints import build
 from tests.test_cli import NEW, OLD, Done, run
@@ -42,6 +44,15 @@ def test_a_broken_checkpoint_is_stopped_and_a_good_one_passes(models: Path) -> N
     done = check(models / "broken", "-e", NEW)
     assert done.code == 1
     assert "MTP201" in done.out
+
+
+def test_the_gate_takes_every_option_of_a_scan_that_is_not_of_the_hub(models: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    of_scan, of_check = ({option.name for option in commands[name].params} for name in ("scan", "check"))
+    assert of_scan - of_check == {"refs", "from_file", "scope", "revision", "token", "offline"}
+    done = check(models / "good", "-e", NEW, "--tp", "3")
+    assert done.code == 1
+    assert "MTP604" in done.out
 
 
 def test_files_of_a_checkpoint_stand_for_its_folder(models: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mtpfix.cli.judging import (
     NoProgress,
     Output,
     Quiet,
+    Ranks,
     Select,
     Shape,
     Verbose,
@@ -38,6 +39,7 @@ def check(
         ),
     ] = None,
     engine: Engines = None,
+    tp: Ranks = 1,
     form: Shape = "text",
     as_json: Json = False,
     output: Output = None,
@@ -78,6 +80,7 @@ def check(
         quiet=quiet,
         verbose=verbose,
         progress=not no_progress,
+        ranks=tp,
         metadata_only=True if metadata_only else None,
         trusting=True,
     )

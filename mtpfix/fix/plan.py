@@ -404,8 +404,8 @@ def _wish_packed(search: _Search) -> list[str]:
     if forbids and not wanted and _wish_restated(search, bare, list(forbids)):
         return []
     notes = [
-        f"{describe_names([one for one, by in forbids.items() if by == release])} stays in 16 bits: "
-        f"{release} builds it plain."
+        f"Left in 16 bits, as {release} builds nothing else: "
+        f"{describe_names([one for one, by in forbids.items() if by == release])}."
         for release in dict.fromkeys(forbids.values())
     ]
     if not wanted:

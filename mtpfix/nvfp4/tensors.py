@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mtpfix.errors import TensorError
+from mtpfix.errors import TensorError, UsageError
 from mtpfix.nvfp4 import reference
 from mtpfix.nvfp4.format import (
     BLOCK,
@@ -83,7 +83,8 @@ def quantize(
     BF16. `global_scale` is amax / 2688 unless given, one for each expert. `scale_search` chooses each block's scale by
     its squared error instead. `device` is where it is computed and where the result lies (default: the weight's).
 
-    Raises TensorError, naming `name`, for other shapes and dtypes and for numbers that are not finite.
+    Raises TensorError, naming `name`, for other shapes and dtypes and for numbers that are not finite; UsageError for a
+    device that cannot be used.
     """
     (quantized,) = convert([weight], [scale_inv], [name], global_scale, device, scale_search=scale_search)
     return quantized
@@ -179,7 +180,7 @@ def convert(
     """Quantize weights that share global scales: first measure all of them, then write each."""
     for weight, scale_inv, name in zip(weights, scale_invs, names, strict=True):
         check_weight(weight, scale_inv, name)
-    places = [torch.device(device) if device is not None else weight.device for weight in weights]
+    places = [weight.device for weight in weights] if device is None else [usable(device)] * len(weights)
     matrices = [
         split_experts(weight.detach().to(place), None if scale_inv is None else scale_inv.detach().to(place))
         for weight, scale_inv, place in zip(weights, scale_invs, places, strict=True)
@@ -200,6 +201,19 @@ def convert(
         write(ones, scales, weight.shape, place, scale_search=scale_search)
         for ones, weight, place in zip(matrices, weights, places, strict=True)
     ]
+
+
+def usable(device: torch.device | str) -> torch.device:
+    """Return the device of that name. Raises UsageError where there is none here."""
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        why = str(error).partition("\n")[0]
+        raise UsageError(
+            f"the device {device} cannot be used: {why}", "leave it out: the bytes are the same on the CPU"
+        ) from None
+    return place
 
 
 def write(

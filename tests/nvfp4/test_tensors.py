@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mtpfix.errors import TensorError
+from mtpfix.errors import TensorError, UsageError
 from mtpfix.nvfp4 import Quantized, dequantize, quantize, quantize_group, weight_error
 
 E4M3 = torch.float8_e4m3fn
@@ -89,6 +89,14 @@ def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
 def test_a_global_scale_that_is_none_is_refused(scale: float) -> None:
     with pytest.raises(TensorError, match="global scale"):
         quantize(torch.ones(2, 16), global_scale=scale)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nowhere"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(UsageError, match=f"the device {device} cannot be used: ") as caught:
+        quantize(torch.zeros(2, 32), device=device)
+    assert "leave it out" in caught.value.hint
+    assert quantize(torch.zeros(2, 32), device="cpu").packed.shape == (2, 16)
 
 
 def test_experts_are_quantized_one_by_one() -> None:
