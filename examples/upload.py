@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from huggingface_hub import HfApi
 
@@ -12,7 +13,7 @@ import mtpfix
 def main(folder: str, repository: str) -> None:
     """Scan the folder, then upload it; a finding ends the program with its sentence."""
     try:
-        mtpfix.scan(folder, engines=["vllm>=0.20"]).raise_if_failed()
+        mtpfix.scan(Path(folder), engines=["vllm>=0.20"]).raise_if_failed()
     except mtpfix.MtpfixError as error:
         sys.exit(f"not uploaded: {error.message}\n{error.hint}")
     HfApi().upload_folder(folder_path=folder, repo_id=repository)

@@ -191,3 +191,19 @@ def test_the_command_a_check_prints_makes_the_gate_pass(runner: Path, family: st
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
     passed = mtpfix("mtpfix check 'my model-repaired' -e vllm==0.32.0 -e vllm==0.25.1")
     assert passed.returncode == 0, passed.stdout
+
+
+def test_the_upload_example_stops_before_anything_is_sent(tmp_path: Path) -> None:
+    build(tmp_path / "models" / "broken", "qwen3_5", "missing")
+    for name, says in (("broken", "not uploaded: "), ("none", "not uploaded: there is no folder models/none")):
+        done = subprocess.run(
+            [sys.executable, ROOT / "examples" / "upload.py", f"models/{name}", "org/name"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(says)

@@ -273,7 +273,8 @@ def restate_mixed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
         if name in entries and built.prefix and built.prefix not in layers
     }
     alone = all(block.file != CONFIG for block in blocks)
-    title = f"declare MIXED_PRECISION with the {len(layers)} quantized modules by name" + alone * f", in {CONFIG} too"
+    where = f", in {CONFIG} too" if alone else ""
+    title = f"declare MIXED_PRECISION with the {len(layers)} quantized modules by name{where}"
     found: list[tuple[str, Trial]] = []
     for named, how in ((layers, ""), (layers | asked, f", and {len(asked)} names that engines ask with")):
         operations: list[Operation] = []
