@@ -528,6 +528,14 @@ class Plan:
             yield from group
 
 
+def with_numbers(config: Config, changed: Mapping[str, Any]) -> Config:
+    """Return a configuration with other numbers, those that its text model has in that one."""
+    text = config.get("text_config", {})
+    inside = {key: value for key, value in changed.items() if key in text}
+    outside = {key: value for key, value in changed.items() if key not in text}
+    return config | outside | ({"text_config": text | inside} if inside else {})
+
+
 def plan(
     family: str,
     variant: str | Variant,
@@ -538,13 +546,13 @@ def plan(
 ) -> Plan:
     """Plan one checkpoint; `excludes`, where given, stands in for the list the variant would have.
 
-    `numbers` take the place of the configuration's, where no text model lies below it.
+    `numbers` take the place of those of the configuration, or of the text model below it where that has the key.
 
     Raises KeyError for an unknown family or variant, ValueError for a variant that the family does not have.
     """
     known = FAMILIES[family]
     if changed := dict(numbers or {}):
-        known = replace(known, config=lambda wanted: FAMILIES[family].config(wanted) | changed)
+        known = replace(known, config=lambda wanted: with_numbers(FAMILIES[family].config(wanted), changed))
     chosen = variant if isinstance(variant, Variant) else VARIANTS[variant]
     if family not in chosen.families:
         raise ValueError(f"{family} has no variant {chosen.name}")

@@ -178,11 +178,11 @@ class Decider:
         return Decision(self._format(self.lists.resolved.algo or "", layer), Dialect.MODELOPT, None, because)
 
     def _by_components(self, prefix: str, layer: str, method: str) -> Decision:
-        if layer == "head" and not self._fact("modelopt_head"):
-            return Decision(Format.BF16, Dialect.MODELOPT, because=self._sources("modelopt_head"))
         mixed = self._mixed(prefix, layer) if method == "modelopt_mixed" else None
         if mixed is not None and mixed.error is not None:
-            return mixed
+            return mixed  # the allow-list is looked into before the class of the layer: for a head as well
+        if layer == "head" and not self._fact("modelopt_head"):
+            return Decision(Format.BF16, Dialect.MODELOPT, because=self._sources("modelopt_head"))
         because = self._sources("list_patterns")
         fp8 = method == "modelopt_fp8"
         rules = ComponentRules(

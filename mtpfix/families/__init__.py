@@ -109,6 +109,22 @@ def read_numbers(family: Family, config: Mapping[str, Any]) -> Numbers:
     return Numbers(layers or 0, default if found is None else found, found is not None, decoder, config)
 
 
+def count_layers(config: Mapping[str, Any]) -> int:
+    """Return how many MTP layers a configuration counts, as it is written, and 1 where it counts none.
+
+    The keys are those of its architecture's family; where no file knows that, those of any.
+    """
+    listed = config.get("architectures")
+    first = listed[0] if isinstance(listed, list) and listed else None
+    known = match(first) if isinstance(first, str) else None
+    for family in [known] if known else map(load, names()):
+        places = [config[key] for key in family.table.get("text", ()) if isinstance(config.get(key), Mapping)]
+        found = _number(family.table["numbers"].get("K", ()), *places[:1], config)
+        if found:
+            return found
+    return 1
+
+
 def served_as(family: Family, architecture: str, numbers: Numbers) -> str:
     """Return the architecture that engines take a configuration for, where it is not the one that it names."""
     for entry in family.table.get("served", ()):

@@ -20,7 +20,7 @@ from mtpfix.probe.answer import observation
 from mtpfix.probe.compare import by_path, differences
 from mtpfix.probe.interpreter import choose, inspect, probe_of
 from mtpfix.probe.launch import Outcome, run
-from mtpfix.probe.stage import set_up
+from mtpfix.probe.stage import Stage, set_up
 
 ROLES: tuple[Role, ...] = ("target", "draft")
 
@@ -44,7 +44,7 @@ def ask(
             folder.mkdir(parents=True)
             stages.append(set_up(checkpoint, folder))
         arguments = [*(str(stage.folder) for stage in stages)]
-        arguments += [f"--foreign={stage.folder}" for stage in stages if stage.foreign]
+        arguments += [option for stage in stages for option in _told(stage)]
         arguments += [f"--runner={runner}"] if runner else []
         arguments += [f"--hollow={hollow}"] if hollow is not None else []
         arguments += [f"--ranks={ranks}"] if ranks > 1 else []
@@ -54,6 +54,12 @@ def ask(
     found = {line["checkpoint"]: line for line in outcome.answers if "started" not in line}
     for stage in stages:
         yield found.get(str(stage.folder), {"broken": f"the probe ended with {outcome.code}: {outcome.printed}"})
+
+
+def _told(stage: Stage) -> list[str]:
+    """Return the options that tell a probe of one checkpoint what it does not know itself."""
+    foreign = [f"--foreign={stage.folder}"] if stage.foreign else []
+    return [*foreign, f"--layers={stage.folder}={stage.layers}"]
 
 
 def observe(
@@ -84,7 +90,7 @@ def observe(
         if stage.left_out:
             notes.append(f"files with code were not shown to the engine: {', '.join(map(shown, stage.left_out[:5]))}")
         arguments = [str(folder), f"--roles={','.join(roles)}", "--limit=0"]
-        arguments += [f"--foreign={folder}"] if stage.foreign else []
+        arguments += _told(stage)
         outcome = run(interpreter.path, module, arguments, timeout=timeout, memory=memory)
     _refuse_broken(outcome, str(interpreter.path))
     found = next((line for line in outcome.answers if "started" not in line), None)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpfix.errors import NothingToCheck
+from mtpfix.families import count_layers
 
 LEFT_OUT = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py", ".pyc"}
 CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
@@ -20,11 +21,15 @@ CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """`foreign` is whether the checkpoint brings its own configuration class; `left_out` are files not shown."""
+    """`foreign` is whether the checkpoint brings its own configuration class; `left_out` are files not shown.
+
+    `layers` is how many MTP layers its configuration counts.
+    """
 
     folder: Path
     foreign: bool
     left_out: tuple[str, ...]
+    layers: int
 
 
 def set_up(checkpoint: Path, folder: Path) -> Stage:
@@ -32,7 +37,7 @@ def set_up(checkpoint: Path, folder: Path) -> Stage:
     if not (checkpoint / "config.json").is_file():
         raise NothingToCheck(f"{checkpoint} has no config.json", "engines load nothing without one")
     left_out = []
-    foreign = False
+    foreign, layers = False, 1
     for path in sorted(checkpoint.iterdir()):
         if path.name.startswith(".") or not path.is_file():
             continue
@@ -45,10 +50,11 @@ def set_up(checkpoint: Path, folder: Path) -> Stage:
                 if isinstance(config, dict):
                     auto_map = config.get("auto_map")
                     foreign = isinstance(auto_map, dict) and "AutoConfig" in auto_map
+                    layers = count_layers(config)
                     (folder / path.name).write_text(json.dumps(without_code(config), indent=2), encoding="utf-8")
                     continue
         (folder / path.name).symlink_to(path.resolve())
-    return Stage(folder, foreign, tuple(left_out))
+    return Stage(folder, foreign, tuple(left_out), layers)
 
 
 def without_code(value: Any) -> Any:

@@ -6,13 +6,15 @@ environment.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from mtpfix import verify
+from mtpfix import probe, verify
 from mtpfix.engines import load
 from mtpfix.model import Verdict
+from mtpfix.probe.interpreter import probe_of
 from tests.checkpoints import build
 from tests.conformance import environment
 
@@ -53,6 +55,16 @@ def test_a_draft_can_be_asked_for_alone(python: Path, tmp_path: Path) -> None:
     assert found.target is None
     assert found.draft is not None
     assert (found.draft.verdict, found.draft.tensor) == (Verdict.FAILS, "model.layers.2.eh_proj.input_scale")
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_as_many_tokens_are_drafted_as_the_family_counts_layers(layers: int, python: Path, tmp_path: Path) -> None:
+    build(tmp_path / "minimax", "minimax_m3", numbers={"num_mtp_modules": layers})
+    text = json.loads((tmp_path / "minimax" / "config.json").read_text())["text_config"]
+    assert text["num_mtp_modules"] == layers
+    (found,) = probe.ask(python, probe_of(load("vllm")), [tmp_path / "minimax"])
+    assert (found["target"]["verdict"], found["tokens"]) == ("loads", layers)
+    assert verify(tmp_path / "minimax", engine_python=python).differences == ()
 
 
 def test_a_checkpoint_of_424_gigabytes_stays_within_2_of_memory(python: Path, tmp_path: Path) -> None:

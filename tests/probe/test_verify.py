@@ -13,6 +13,7 @@ from mtpfix import verify
 from mtpfix.cli import app
 from mtpfix.errors import MtpfixError, NothingToCheck, UsageError
 from mtpfix.model import Verdict
+from mtpfix.probe import ask
 from mtpfix.probe.interpreter import inspect
 from tests.checkpoints import Tensor, build, write_shard
 from tests.probe.standin import LOADED, answer, make
@@ -189,6 +190,30 @@ def test_an_engine_is_shown_no_code_and_writes_nothing_into_the_folder(tmp_path:
     assert seen["cwd"] == []
     assert "configuration_nemotron_h.py" in found.notes[0]
     assert sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        ({"architectures": ["DeepseekV3ForCausalLM"], "num_nextn_predict_layers": 2}, 2),
+        ({"architectures": ["Qwen3_5ForConditionalGeneration"], "text_config": {"mtp_num_hidden_layers": 3}}, 3),
+        ({"architectures": ["MiniMaxM3SparseForConditionalGeneration"], "text_config": {"num_mtp_modules": 4}}, 4),
+        ({"architectures": ["DeepseekV3ForCausalLM"], "num_mtp_modules": 5}, 1),  # not a key of this family
+        ({"architectures": ["NobodyKnowsForCausalLM"], "num_mtp_modules": 6}, 6),
+        ({"architectures": ["DeepseekV3ForCausalLM"], "num_nextn_predict_layers": "many"}, 1),
+        ({"architectures": [["DeepseekV3ForCausalLM"]], "num_nextn_predict_layers": 0}, 1),
+    ],
+)
+def test_an_engine_is_told_how_many_layers_the_family_counts(
+    config: dict[str, Any], layers: int, tmp_path: Path
+) -> None:
+    folder = tmp_path / "some"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    python = make(tmp_path, lines=[answer()])
+    list(ask(python, "vllm_load", [folder]))
+    arguments = json.loads((tmp_path / "seen.json").read_text())["arguments"]
+    assert [one.rpartition("=")[2] for one in arguments if one.startswith("--layers=")] == [str(layers)]
 
 
 def test_a_checkpoint_without_a_branch_is_asked_for_its_main_model_alone(tmp_path: Path) -> None:

@@ -35,7 +35,14 @@ def run(name: str, arguments: list[str]) -> None:
     parser.add_argument(
         "--foreign", action="append", default=[], help="a checkpoint whose configuration class is its own"
     )
+    parser.add_argument(
+        "--layers",
+        action="append",
+        default=[],
+        help="a checkpoint, =, and how many MTP layers its configuration counts",
+    )
     options = parser.parse_args(arguments)
+    options.layers = {place: int(count) for place, _, count in (one.rpartition("=") for one in options.layers)}
     if options.source:
         sys.path.insert(0, options.source)
     os.dup2(2, 1)  # whatever the engine prints goes to stderr

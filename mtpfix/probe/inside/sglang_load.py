@@ -154,7 +154,7 @@ def construct(engine: Any, configuration: Any, loading: Any, watch: Watch) -> An
         engine._get_quantization_config = original
 
 
-def draft_indices(checkpoint: str, config: dict[str, Any]) -> list[int | None]:
+def draft_indices(checkpoint: str, layers: int) -> list[int | None]:
     """Return the numbers of the draft models that the engine loads one by one, or None for a single one."""
     import torch
     from sglang.srt.model_loader.utils import get_model_architecture
@@ -163,9 +163,7 @@ def draft_indices(checkpoint: str, config: dict[str, Any]) -> list[int | None]:
     kind, _ = get_model_architecture(model_configuration(checkpoint, draft=True))
     if "draft_model_idx" not in inspect.signature(kind.__init__).parameters:
         return [None]
-    text = config.get("text_config", config)
-    declared = text.get("num_nextn_predict_layers")
-    return list(range(declared if isinstance(declared, int) and declared > 0 else 1))
+    return list(range(layers))
 
 
 def share(target: Any, draft: Any) -> None:
@@ -215,15 +213,15 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
     failed = attempt(lambda: load_model(checkpoint, target, draft=False, skip="target" not in roles))
     result: dict[str, Any] = {
         "target": answer(target, failed) if "target" in roles else None,
-        "draft": load_drafts(checkpoint, config, target) if "draft" in roles else None,
+        "draft": load_drafts(checkpoint, options.layers.get(checkpoint, 1), target) if "draft" in roles else None,
     }
     return {**result, "stand_ins": sorted(STAND_INS)}
 
 
-def load_drafts(checkpoint: str, config: dict[str, Any], target: Watch) -> dict[str, Any] | None:
+def load_drafts(checkpoint: str, layers: int, target: Watch) -> dict[str, Any] | None:
     """Load the draft, or the drafts one by one; None where the target could not be built that they share with."""
     indices: list[int | None] = [None]
-    refused = attempt(lambda: indices.__setitem__(slice(None), draft_indices(checkpoint, config)))
+    refused = attempt(lambda: indices.__setitem__(slice(None), draft_indices(checkpoint, layers)))
     answers = []
     for index in indices:
         watch = Watch(target.arena)

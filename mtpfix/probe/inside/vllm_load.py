@@ -202,13 +202,6 @@ def load_draft(configuration: Any, target: Any, runner: str) -> None:
     proposer._maybe_share_lm_head(language)
 
 
-def mtp_layers(config: dict[str, Any]) -> int:
-    """Return how many tokens to draft: the number of MTP layers the configuration declares, or one."""
-    text = config.get("text_config", config)
-    declared = text.get("num_nextn_predict_layers") or text.get("mtp_num_hidden_layers") or 1
-    return declared if isinstance(declared, int) and declared > 0 else 1
-
-
 def load(checkpoint: str, options: Any) -> dict[str, Any]:
     """Load target and draft of one checkpoint; the draft is tried unless the target could not even be built."""
     from vllm.config import set_current_vllm_config
@@ -224,8 +217,8 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
     roles = options.roles.split(",")
     refused: Exception | None = None
     try:
-        speculative = {"method": "mtp", "num_speculative_tokens": mtp_layers(config)} if "draft" in roles else None
-        configuration = engine_configuration(checkpoint, speculative, options.ranks)
+        speculative = {"method": "mtp", "num_speculative_tokens": options.layers.get(checkpoint, 1)}
+        configuration = engine_configuration(checkpoint, speculative if "draft" in roles else None, options.ranks)
     except Exception as error:  # noqa: BLE001 - whatever the engine raises is its answer
         refused = error
         try:
@@ -245,6 +238,7 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
         result: dict[str, Any] = {
             "target": answer(target, failed) if "target" in roles or failed is not None else None,
             "draft": None,
+            "tokens": getattr(configuration.speculative_config, "num_speculative_tokens", None),
             "stand_ins": sorted(STAND_INS),
         }
         if target.model is None or "draft" not in roles:
