@@ -151,10 +151,8 @@ def measure(folder: Path, python: Path, size: int, rounds: int) -> dict[str, dic
     build(source, size)
     parts = {"mtpfix": Path(sys.executable), "mtpfix with search": Path(sys.executable), "llm-compressor": python}
     best: dict[str, dict[str, float]] = {}
-    for number in range(rounds):
+    for _ in range(rounds):
         for part, interpreter in parts.items():
-            if part == "llm-compressor" and number:
-                continue  # minutes, and seconds do not matter there
             os.sync()
             command = [interpreter, __file__, "--part", part, str(source), str(out)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
