@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,25 @@ def test_a_missing_branch_is_grafted_and_quantized_on_the_way(model: Make, tmp_p
     found, given = tensors_of(tmp_path / "out"), tensors_of(base)
     assert found[f"{MODULE}.weight"].dtype is torch.uint8
     assert torch.equal(found["mtp.fc.weight"], given["mtp.fc.weight"])
+
+
+def test_experts_that_are_not_there_are_grafted_alone(model: Make, tmp_path: Path) -> None:
+    folder, base = model("glm4_moe", "excluded-glob"), tmp_path / "base"
+    shutil.copytree(folder, base)
+    name = "model.layers.2.mlp.experts.3.up_proj.weight"
+    for shard in folder.glob("*.safetensors"):
+        tensors = safetensors.load_file(shard)
+        if (weight := tensors.pop(name, None)) is not None:
+            safetensors.save_file(tensors, shard)
+            with set_up_json(folder / INDEX) as index:
+                del index["weight_map"][name]
+                index["metadata"]["total_size"] -= weight.nbytes
+    assert patched(folder, tmp_path / "out", "--graft", str(base))["graft"] == 1
+    found, given = tensors_of(tmp_path / "out"), tensors_of(base)
+    assert found.keys() == given.keys()
+    assert torch.equal(found[name], given[name])
+    (new,) = {path.name for path in (tmp_path / "out").glob("*.safetensors")} - {path.name for path in folder.iterdir()}
+    assert safetensors.load_file(tmp_path / "out" / new).keys() == {name}
 
 
 def test_a_base_with_another_vocabulary_is_refused(model: Make, tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ class Planned:
     whether nothing of that layer is stored. It is built plain under the methods of `plain_for`, unless an allow-list
     has a name that begins with `unless_listed`; and where a compressed-tensors
     list has the name `plain_if_listed`. `shares_weight`: of the target's module only the weight is put
-    there; `shares_packed`: and that module is built quantized whenever this one is.
+    there; `shares_packed`: and that module is built quantized whenever this one is. `experts`: how many a mixture
+    has, 0 where that is unknown.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Planned:
     split: bool = True
     groups: Table = field(default_factory=dict)
     whole: int = 0
+    experts: int = 0
     absent: bool = False
 
 
@@ -192,6 +194,7 @@ def _modules(
                 split=bool(entry.get("split", True)),
                 groups=entry.get("groups", {}),
                 whole=int(entry.get("whole", 0)),
+                experts=numbers.experts if entry["layer"] == "experts" else 0,
             )
 
 

@@ -452,6 +452,7 @@ def _unwritten(
             ]
             if holes:
                 yield _silent("scale-missing", place.module, f"{place.module}.{holes[0]}", module, order)
+    yield from _without_experts(module, present)
     if (
         planned.partial_scalars
         and present
@@ -483,6 +484,24 @@ def _unwritten(
         )
 
 
+def _without_experts(module: Module, present: Sequence[tuple[Place, Stored]]) -> Iterator[Event]:
+    """Yield what stays unwritten where experts are stored one by one, and some are not.
+
+    Engines that count what was written count parameters, and all experts share one.
+    """
+    found: dict[str, frozenset[int]] = {}
+    for place, item in present:
+        if item.experts:
+            having = next((part.experts for suffix, part in item.parts.items() if suffix.startswith("weight")), None)
+            found[place.module] = found.get(place.module, frozenset()) | (having or frozenset())
+    everyone = frozenset(range(module.planned.experts)) or frozenset[int]().union(*found.values())
+    order = (AFTER, f"{module.position:08d}", "")
+    for name, experts in found.items():
+        if lacking := everyone - experts:
+            expert = name.replace(EXPERT, str(min(lacking)), 1)
+            yield _silent("weight-missing", name, expert, module, order, len(lacking))
+
+
 def _half_shared(module: Module, stored: Mapping[str, Stored], order: tuple[int, str, str]) -> Iterator[Event]:
     """Yield what stays unwritten where a quantized module gets the target's packed weight, but not its scales."""
     for place in module.planned.places:
@@ -495,8 +514,8 @@ def _has(item: Stored, suffix: str) -> bool:
     return suffix in item.parts or (suffix == "weight" and "" in item.parts)
 
 
-def _silent(kind: Kind, name: str, tensor: str, module: Module, order: tuple[int, str, str]) -> Event:
-    return Event(kind, Outcome.SILENT, name, tensor.replace(EXPERT, "0"), "", "", module.because, order)
+def _silent(kind: Kind, name: str, tensor: str, module: Module, order: tuple[int, str, str], count: int = 1) -> Event:
+    return Event(kind, Outcome.SILENT, name, tensor.replace(EXPERT, "0"), "", "", module.because, order, count)
 
 
 def _fill(text: str, **words: Any) -> str:

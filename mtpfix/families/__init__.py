@@ -52,7 +52,8 @@ class Family:
 class Numbers:
     """The numbers a family's templates use: decoder `layers` (N), `mtp` layers (K), and the object they stand in.
 
-    `declared` is whether the configuration itself names the MTP layers, rather than the family's default.
+    `declared` is whether the configuration itself names the MTP layers, rather than the family's default; `experts`
+    how many each mixture has, 0 where the configuration does not say.
     """
 
     layers: int
@@ -60,6 +61,7 @@ class Numbers:
     declared: bool
     decoder: Mapping[str, Any]
     config: Mapping[str, Any]
+    experts: int = 0
 
 
 def load(name: str) -> Family:
@@ -106,7 +108,8 @@ def read_numbers(family: Family, config: Mapping[str, Any]) -> Numbers:
         pattern = _first(facts["K_length"], decoder, config)
         found = found * len(pattern) if isinstance(pattern, (str, list)) else found
     default = facts.get("K_default", 0)
-    return Numbers(layers or 0, default if found is None else found, found is not None, decoder, config)
+    experts = _number(facts.get("E", ()), decoder, config)
+    return Numbers(layers or 0, default if found is None else found, found is not None, decoder, config, experts or 0)
 
 
 def count_layers(config: Mapping[str, Any]) -> int:

@@ -127,10 +127,19 @@ def _missing(trial: Trial, base: Subject) -> Iterator[Grafted]:
     for tensor in base.checkpoint.tensors:
         name = next((new + tensor.name.removeprefix(old) for old, new in renamed if tensor.name.startswith(old)), None)
         module = split_name(name if name is not None else tensor.name)[0]
-        if (name is None and module not in missed) or module in subject.stored:
+        if name is None and module not in missed:
+            continue
+        kept: frozenset[int | None] = frozenset((None,))
+        if (stored := subject.stored.get(module)) is None:
+            kept = frozenset()
+        elif stored.format.plain and stored.experts and module in missed:
+            kept |= stored.experts
+        elif module in subject.stored:
             continue
         numbers: Any = tensor.experts if tensor.experts is not None else (None,)
         for number, begin in zip(numbers, tensor.begins, strict=True):
+            if number in kept:
+                continue
             called = _numbered(name if name is not None else tensor.name, number)
             if called not in seen:
                 seen.add(called)

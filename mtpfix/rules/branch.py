@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mtpfix.checkpoint.names import collapse_numbers
 from mtpfix.families import trailing_layers
 from mtpfix.model import Finding, Outcome, Severity
 from mtpfix.rules.context import Context, occurrences
@@ -81,7 +82,7 @@ def per_layer_array_short(context: Context, this: Rule) -> Iterator[Finding]:
 
 @rule("MTP104", "weight-missing", Severity.ERROR)
 def weight_missing(context: Context, this: Rule) -> Iterator[Finding]:
-    """A module that the engine builds has no weight in the checkpoint, though its neighbours have.
+    """A module that the engine builds has no weight in the checkpoint, or not for all experts.
 
     Quantized checkpoints are loaded without a check for completeness by default, so most engines run with
     uninitialised numbers in that module.
@@ -90,4 +91,6 @@ def weight_missing(context: Context, this: Rule) -> Iterator[Finding]:
     """
     for group in bundle(context, occurrences(context, ["weight-missing"])):
         ends = "raises" if any(one.event.outcome is Outcome.CRASH for one in group.occurrences) else "says nothing"
-        yield finding(context, this, group, f"The engine builds it, no tensor of it is stored; the engine {ends}.")
+        kept = next((stored.experts for name in group.modules if (stored := context.subject.stored.get(name))), None)
+        what = f"of its experts only {collapse_numbers(kept)} are stored" if kept else "no tensor of it is stored"
+        yield finding(context, this, group, f"The engine builds it, {what}; the engine {ends}.")

@@ -548,6 +548,31 @@ def test_a_head_that_the_branch_shares_with_the_model_is_not_missing(fixtures: F
         assert not of(scan(fixtures(family, "excluded-glob"), engines=[NEWEST]), "MTP104")
 
 
+@pytest.mark.parametrize(("family", "variant"), [("deepseek_v3", "excluded-glob"), ("glm4_moe", "branch-nvfp4")])
+@pytest.mark.parametrize("expert", [1, 3])  # of four: a hole, and the last
+@pytest.mark.parametrize("parts", [("gate",), ("gate", "up", "down")])
+def test_an_expert_that_is_not_there_is_told_by_its_number(
+    family: str, variant: str, expert: int, parts: tuple[str, ...], fixtures: Fixtures, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(fixtures(family, variant), folder)
+    whole = scan(folder, engines=[NEWEST])
+    assert not of(whole, "MTP104")
+    stored = [tensor for tensor in whole.checkpoint.tensors if tensor.name.startswith("model.layers.2.mlp.experts.")]
+    for tensor in stored:
+        if any(f".{part}_proj." in tensor.name for part in parts):
+            drop(folder, tensor.name.replace("{}", str(expert)))
+    report = scan(folder, engines=[NEWEST])
+    told = of(report, "MTP104")
+    assert [finding.module for finding in told] == [
+        f"model.layers.2.mlp.experts.*.{'{down,gate,up}' if len(parts) == 3 else 'gate'}_proj"
+    ]
+    assert f"of its experts only {'{0,2,3}' if expert == 1 else '{0..2}'} are stored" in told[0].message
+    if variant == "excluded-glob":
+        (row,) = report.engines
+        assert row.prediction.draft.verdict is Verdict.SILENT
+
+
 def test_a_branch_in_a_file_that_the_index_does_not_name_is_absent(tmp_path: Path) -> None:
     build(tmp_path / "named", "qwen3_5", "excluded-glob", branch_file="mtp.safetensors")
     named = scan(tmp_path / "named", engines=[NEWEST])
