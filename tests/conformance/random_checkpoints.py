@@ -21,11 +21,11 @@ from random import Random
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.engines import load
 from mtpfix.engines.predict import Subject, predict
-from mtpfix.model import ModelPrediction
+from mtpfix.model import ModelPrediction, Role
 from mtpfix.probe.answer import observation
 from mtpfix.probe.compare import by_path, differences
 from tests.checkpoints import VARIANTS, Plan, Tensor, engine_name, plan, tensors_of, write
-from tests.conformance.record import ROLES, ask
+from tests.conformance.record import ask
 from tests.families import FAMILIES
 from tests.modules import Kind
 
@@ -218,8 +218,8 @@ def compare(release: str, cases: Sequence[Case], folder: Path) -> Iterator[tuple
             continue
         prediction = predict(Subject(open_checkpoint(place)), engine, version)
         wrong = []
-        for role in ROLES:
-            ours: ModelPrediction = getattr(prediction, role)
+        pairs: tuple[tuple[Role, ModelPrediction], ...] = (("target", prediction.target), ("draft", prediction.draft))
+        for role, ours in pairs:
             if answer[role] is None or ours.reason.endswith("is not predicted"):
                 continue
             theirs = observation(role, answer[role], (), "", "")
