@@ -18,9 +18,8 @@ from mtpfix.model import Ignore, Report, Role, Verification
 if TYPE_CHECKING:
     from mtpfix.checkpoint.assemble import Progress
     from mtpfix.fix.changes import Written
-    from mtpfix.fix.patching import Prepared
     from mtpfix.fix.plan import Plan
-    from mtpfix.fix.repairs import Branch
+    from mtpfix.fix.repairs import Branch, Wishes
 
 Scope: TypeAlias = Literal["all", "mtp"]
 
@@ -80,6 +79,8 @@ def scan(
             choose=files_of_branch if scope == "mtp" else None,
         )
         report = judge(opened.checkpoint, engines, opened.read_scalars, ignores, ranks=tp)
+        if any(one.action == "graft" for found in report.findings for fix in found.fixes for one in fix.operations):
+            report = replace(report, base_model=opened.base_model())
         notes = (*report.notes, *opened.notes)
         if scope == "mtp" and not opened.checkpoint.left_out:
             notes = (*notes, EVERYTHING)
@@ -182,24 +183,28 @@ def plan(
     graft: str | os.PathLike[str] | None = None,
     unsafe: bool = False,
     scale_search: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
 ) -> Plan:
     """Return the smallest repair of a checkpoint, in a folder or on the Hub, that makes the releases asked for load it.
 
     `engines` are requests as for `scan`; without a version the newest release that was run is meant. `mtp` says how the
     branch is to be stored: `auto` (the cheapest that loads), `keep`, `bf16` or `nvfp4`. `input_scale` is used where a
-    scale of inputs is missing and none can be derived. `graft` is the folder of the base model, which the branch, or
-    what is missing of it, is taken from. `unsafe` admits repairs that are not safe. `scale_search` quantizes with the
-    block scales of least error. Nothing is written.
+    scale of inputs is missing and none can be derived. `graft` is the base model, a folder or a repository on the
+    Hub, which the branch, or what is missing of it, is taken from. `unsafe` admits repairs that are not safe.
+    `scale_search` quantizes with the block scales of least error. `revision` (of `ref`), `token` and `offline` are as
+    for `scan`. Nothing is written.
 
     Raises UsageError, NothingToCheck, and MtpfixError where part of the checkpoint cannot be read.
     """
     from mtpfix.checkpoint.opening import Access
-    from mtpfix.fix.mirror import mirrored
+    from mtpfix.fix.mirror import mirrors
+    from mtpfix.fix.patching import prepare
 
-    with mirrored(ref, Access(), None, overlay=True) as mirror:
-        here = ref if mirror is None else mirror.folder
-        found = _prepared(here, engines, mtp, input_scale, graft, unsafe=unsafe, scale_search=scale_search).plan
-        return found if mirror is None else replace(found, ref=mirror.name)
+    wishes = _wishes(mtp, input_scale, graft, unsafe=unsafe, scale_search=scale_search)
+    with mirrors(Access(token, offline, revision)) as found:
+        return prepare(ref, engines, wishes, found, partly=True).plan
 
 
 def patch(
@@ -216,51 +221,45 @@ def patch(
     overlay: bool = False,
     link: str = "auto",
     device: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
 ) -> Patched:
     """Repair the checkpoint in a folder as `plan` says, and write the result to the folder `out`.
 
-    With `overlay` the checkpoint may be a repository on the Hub, of which no more is read than the repair needs.
-    `in_place` changes configuration files where they are, with a backup; `overlay` writes only what changes; `link` is
-    how unchanged files come into the result: auto, reflink, hardlink, symlink or copy; `device` is where weights are
-    quantized: the CPU unless it names a CUDA device. The source is never changed
+    With `overlay` the checkpoint may be a repository on the Hub, as the base model may always be: of either no more is
+    read than the repair needs. `in_place` changes configuration files where they are, with a backup; `overlay` writes
+    only what changes; `link` is how unchanged files come into the result: auto, reflink, hardlink, symlink or copy;
+    `device` is where weights are quantized: the CPU unless it names a CUDA device. The source is never changed
     otherwise. Nothing is written where nothing is to be repaired, or where the plan leaves anything open.
 
     Raises as `plan` does, and MtpfixError where the result is not as planned or cannot be written.
     """
     from mtpfix.checkpoint.opening import Access
     from mtpfix.fix.changes import Link
-    from mtpfix.fix.mirror import mirrored
-    from mtpfix.fix.patching import carry_out, fetched
+    from mtpfix.fix.mirror import mirrors
+    from mtpfix.fix.patching import carry_out, fetched, prepare
 
     target = None if out is None else Path(out)
-    with mirrored(ref, Access(), target.parent if target else None, overlay=overlay) as mirror:
-        here = ref if mirror is None else mirror.folder
-        prepared = _prepared(
-            here, engines, mtp, input_scale, graft, unsafe=unsafe, scale_search=scale_search, in_place=in_place
-        )
-        plan = prepared.plan if mirror is None else replace(prepared.plan, ref=mirror.name)
-        if not plan.operations or not plan.complete:
-            return Patched(plan, None)
-        if mirror is not None:
-            prepared = fetched(prepared, mirror)
+    wishes = _wishes(mtp, input_scale, graft, unsafe=unsafe, scale_search=scale_search)
+    with mirrors(Access(token, offline, revision), target) as found:
+        prepared = prepare(ref, engines, wishes, found, partly=overlay, in_place=in_place)
+        if not prepared.plan.operations or not prepared.plan.complete:
+            return Patched(prepared.plan, None)
+        prepared = fetched(prepared, found, target, overlay=overlay)
         written = carry_out(prepared, target, in_place=in_place, overlay=overlay, link=Link(link), device=device)
-    return Patched(plan, written)
+    return Patched(prepared.plan, written)
 
 
-def _prepared(
-    ref: str | os.PathLike[str],
-    engines: Sequence[str] | None,
+def _wishes(
     mtp: Branch,
     input_scale: float | None,
     graft: str | os.PathLike[str] | None,
     *,
     unsafe: bool,
     scale_search: bool,
-    in_place: bool = False,
-) -> Prepared:
-    from mtpfix.fix.patching import prepare
+) -> Wishes:
     from mtpfix.fix.repairs import Wishes
 
-    base = None if graft is None else os.fspath(graft)
-    wishes = Wishes(mtp, input_scale, base, unsafe, scale_search)
-    return prepare(os.fspath(ref), engines, wishes, in_place=in_place)
+    base = graft if graft is None or isinstance(graft, str) else os.path.abspath(graft)  # noqa: PTH100 - not a Path
+    return Wishes(mtp, input_scale, base, unsafe, scale_search)

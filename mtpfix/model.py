@@ -510,7 +510,10 @@ class MtpSummary:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of a scan of one checkpoint; `ignored` counts findings that were left out as known and accepted."""
+    """The result of a scan of one checkpoint; `ignored` counts findings that were left out as known and accepted.
+
+    `base_model` is the repository that it names as the one it was made from, looked up where a repair needs one.
+    """
 
     checkpoint: Checkpoint
     architecture: str | None
@@ -522,6 +525,7 @@ class Report:
     complete: bool
     notes: Sequence[str] = ()
     ignored: int = 0
+    base_model: str = ""
 
     @property
     def judged(self) -> bool:

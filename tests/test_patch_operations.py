@@ -265,7 +265,7 @@ def test_per_layer_arrays_grow_with_the_grafted_layers(model: Make, tmp_path: Pa
 def test_a_missing_branch_asks_for_its_base_model(model: Make, tmp_path: Path) -> None:
     code, text, _ = run(model("qwen3_5", "missing"), "--out", tmp_path / "out", "--for", NEWEST)
     assert code == 1
-    assert "give its folder with --graft" in text
+    assert "name it with --graft" in text
     assert "with --unsafe-fixes: switch the branch off" in text
 
 

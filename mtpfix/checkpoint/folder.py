@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtpfix.checkpoint.ref import PathRefusedError, safe_member, shown
+from mtpfix.checkpoint.ref import PathRefusedError, Reference, safe_member, shown
 from mtpfix.errors import FormatError
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _AGAIN = "download the file again"
+_MODELS = "models--"
 
 
 @contextmanager
@@ -81,6 +82,20 @@ def _target(root: Path, path: Path, name: str, trusted: Sequence[Path]) -> Path:
             f"{shown(name)} is a link out of the folder", "nothing outside it is read: put the file itself there"
         )
     return target
+
+
+def published(folder: Path) -> Reference | None:
+    """Return what a folder of a Hub cache holds, its commit included: models--ORG--NAME/snapshots/COMMIT."""
+    whole = folder.resolve()
+    if whole.parent.name != "snapshots" or not whole.parent.parent.name.startswith(_MODELS):
+        return None
+    found = Reference.of_repository(whole.parent.parent.name.removeprefix(_MODELS).replace("--", "/", 1))
+    return None if found is None else Reference(found.repository, whole.name)
+
+
+def snapshot_folder(place: Path, repository: str, commit: str) -> Path:
+    """Return the folder below `place` that a Hub cache would hold a commit in."""
+    return place / f"{_MODELS}{repository.replace('/', '--')}" / "snapshots" / commit
 
 
 def _blobs(folder: Path) -> Iterator[Path]:

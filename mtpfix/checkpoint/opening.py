@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtpfix.checkpoint.assemble import Progress
+from mtpfix.checkpoint.card import CARD_FILE, LARGEST_CARD, base_model_of
+from mtpfix.checkpoint.folder import opened
+from mtpfix.checkpoint.header import read_at
 from mtpfix.checkpoint.local import open_checkpoint, read_scalars
 from mtpfix.checkpoint.ref import Reference, hub_reference, shown
-from mtpfix.errors import NothingToCheck, UsageError
+from mtpfix.errors import MtpfixError, NothingToCheck, UsageError
 from mtpfix.model import Checkpoint
 
 if TYPE_CHECKING:
@@ -45,6 +49,17 @@ class Opened:
     checkpoint: Checkpoint
     read_scalars: Callable[[Any], Any]
     remote: Remote | None = None
+
+    def base_model(self) -> str:
+        """Return the repository that the checkpoint names as its base model, empty where it names none."""
+        card = b""
+        with suppress(MtpfixError, OSError):
+            if self.remote is not None:
+                card = self.remote.repository.read_whole(CARD_FILE, LARGEST_CARD) or b""
+            elif self.checkpoint.root is not None:
+                with opened(self.checkpoint.root, CARD_FILE) as descriptor:
+                    card = read_at(descriptor, min(os.fstat(descriptor).st_size, LARGEST_CARD), 0, CARD_FILE)
+        return base_model_of(card, self.checkpoint.config, self.checkpoint.ref)
 
     @property
     def notes(self) -> Sequence[str]:

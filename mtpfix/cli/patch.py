@@ -43,7 +43,11 @@ def patch(
     ] = "auto",
     graft: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="The base model, from which a missing branch is taken."),
+        typer.Option(
+            metavar="BASE_MODEL",
+            help="The base model, from which a missing branch is taken: a folder, or on the Hub org/name, "
+            "org/name@revision, of which only these tensors are read.",
+        ),
     ] = None,
     input_scale: Annotated[
         float | None,
@@ -102,32 +106,22 @@ def patch(
         )
     if input_scale is not None and not 0 < input_scale < 1e30:
         raise UsageError(f"--input-scale must be a positive number, not {input_scale!r}", "for example 1.0")
-    from contextlib import ExitStack
-    from dataclasses import replace
-
     from mtpfix.checkpoint.opening import Access
     from mtpfix.fix.changes import Link
-    from mtpfix.fix.mirror import mirrored
+    from mtpfix.fix.mirror import mirrors
     from mtpfix.fix.patching import carry_out, fetched, prepare, prepared_from
     from mtpfix.fix.repairs import Wishes
 
     machine = as_json or shape == "json"
     shown = not (machine or no_progress)
     written = None
-    with ExitStack() as lasting:
-        beside = out.parent if out is not None and writes and overlay else None
-        partly = apply is None and plan_file is None and (overlay or dry_run)
-        mirror = lasting.enter_context(mirrored(ref, Access(token, offline, revision), beside, overlay=partly))
-        here = ref if mirror is None else str(mirror.folder)
-        prepared = (
-            prepared_from(apply, here, in_place=writes and in_place)
-            if apply is not None
-            else prepare(
-                here, engine, Wishes(mtp, input_scale, graft, unsafe_fixes, scale_search), in_place=writes and in_place
-            )
-        )
-        if mirror is not None:
-            prepared = replace(prepared, plan=replace(prepared.plan, ref=mirror.name))
+    partly = plan_file is None and (overlay or dry_run)
+    with mirrors(Access(token, offline, revision), out if writes else None) as found:
+        if apply is not None:
+            prepared = prepared_from(apply, ref, found, in_place=writes and in_place)
+        else:
+            wishes = Wishes(mtp, input_scale, graft, unsafe_fixes, scale_search)
+            prepared = prepare(ref, engine, wishes, found, partly=partly, in_place=writes and in_place)
         plan = prepared.plan
         code = EXIT_OK if plan.complete else EXIT_FINDINGS
         if plan_file is not None:
@@ -139,9 +133,9 @@ def patch(
             if diff:
                 show(diff_text(prepared))
         if plan.complete and plan.operations and writes:
-            if mirror is not None:
+            if found.made:
                 with progress_bar(wanted=shown, doing="reading", of_bytes=True) as tell:
-                    prepared = fetched(prepared, mirror, tell)
+                    prepared = fetched(prepared, found, out, overlay=overlay, progress=tell)
             with progress_bar(wanted=shown, doing="writing", of_bytes=True) as tell:
                 written = carry_out(
                     prepared, out, in_place=in_place, overlay=overlay, link=Link(link), device=device, progress=tell
@@ -176,5 +170,6 @@ def _write_plan(prepared: Prepared, path: Path) -> None:
     from mtpfix.fix.planfile import plan_document
     from mtpfix.report.output import write_file
 
-    document = plan_document(prepared.plan, prepared.snapshot, prepared.reads)
+    called = {str(base.folder): base.reference for base in prepared.bases}
+    document = plan_document(prepared.plan, prepared.snapshot, prepared.reads, called)
     write_file(path, json.dumps(document, indent=2, ensure_ascii=True) + "\n")

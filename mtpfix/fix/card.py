@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtpfix import __version__
+from mtpfix.checkpoint.card import CARD_FILE
 from mtpfix.errors import FormatError
-
-CARD_FILE = "README.md"
 
 _BEGIN, _END = "<!-- mtpfix -->", "<!-- /mtpfix -->"
 

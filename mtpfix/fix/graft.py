@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpfix.checkpoint import open_checkpoint
+from mtpfix.checkpoint.folder import published
 from mtpfix.checkpoint.names import describe_names, split_name
 from mtpfix.checkpoint.ref import shown
 from mtpfix.engines.predict import Subject
@@ -26,7 +27,7 @@ from mtpfix.fix.trial import Trial, modules_of
 from mtpfix.model import EXPERT
 
 SHARD = "model-mtp"
-_OTHER = "give the folder of the model that this one was quantized from"
+_OTHER = "give the model that this one was quantized from"
 
 
 def graft(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
@@ -46,7 +47,7 @@ def graft(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
         return
     _check_shapes(declared.context.subject, base)
     shard = _free_name({one.name for one in trial.context.checkpoint.shards})
-    after = declared.plus([Graft(shard, str(base.checkpoint.root), tuple(tensors))])
+    after = declared.plus([Graft(shard, str(base.checkpoint.root), tuple(tensors), _published(base))])
     stored = after.context.subject.stored
     grafted = {split_name(one.name)[0] for one in _templates(tensors)}
     wrong = [name for name in modules_of(after.occurrences(MISBUILT)) if name in grafted and restorable(stored[name])]
@@ -55,7 +56,7 @@ def graft(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     after = found.trial if found is not None else after
     names = describe_names(sorted(grafted))
     how = " in BF16" if wrong else ""
-    yield made(trial, after, f"graft {names} from {shown(wishes.graft)}{how}", safe=True)
+    yield made(trial, after, f"graft {names} from {_named(base)}{how}", safe=True)
 
 
 def _opened(ref: str) -> Subject:
@@ -74,6 +75,16 @@ def _subject(ref: str) -> Subject:
     return Subject(checkpoint)
 
 
+def _named(base: Subject) -> str:
+    """Return what the base model is called on the Hub, or its folder."""
+    return shown(_published(base) or base.checkpoint.ref)
+
+
+def _published(base: Subject) -> str:
+    found = None if base.checkpoint.root is None else published(base.checkpoint.root)
+    return "" if found is None else str(found)
+
+
 def _check_family(subject: Subject, base: Subject) -> None:
     if subject.family is None or subject.numbers is None:
         raise MtpfixError(f"no family file knows the architecture {subject.architecture}", "see `mtpfix families`")
@@ -87,7 +98,7 @@ def _check_family(subject: Subject, base: Subject) -> None:
             f"the base model has {base.numbers.layers} decoder layers, this one {subject.numbers.layers}", _OTHER
         )
     if base.numbers.mtp == 0 or not base.mtp.present:
-        raise MtpfixError(f"the base model {shown(base.checkpoint.ref)} has no MTP branch either", _OTHER)
+        raise MtpfixError(f"the base model {_named(base)} has no MTP branch either", _OTHER)
 
 
 def _configuration(trial: Trial, base: Subject) -> Iterator[Operation]:

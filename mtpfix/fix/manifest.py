@@ -15,9 +15,18 @@ from typing import Any
 
 from mtpfix import __version__
 from mtpfix.checkpoint.document import parse_document
-from mtpfix.checkpoint.folder import opened
+from mtpfix.checkpoint.folder import opened, published
 from mtpfix.errors import MtpfixError
-from mtpfix.fix.changes import Changes, EditedFile, EditedShard, NewShard, NewTensor, RemovedFile, WrittenFile
+from mtpfix.fix.changes import (
+    Changes,
+    EditedFile,
+    EditedShard,
+    NewShard,
+    NewTensor,
+    RemovedFile,
+    Snapshot,
+    WrittenFile,
+)
 from mtpfix.fix.snapshot import MANIFEST_FILE, content_digest, read_file
 
 SCHEMA = 1
@@ -86,6 +95,7 @@ def manifest_bytes(
         "tool": {"name": _TOOL, "version": __version__},
         "plan": digest,
         "base": {"name": changes.base, "revision": changes.revision, "digest": content_digest(changes.source)},
+        "reads": [_read(one) for one in changes.reads],
         "overlay": overlay,
         "operations": [asdict(operation) for operation in changes.operations],
         "files": files,
@@ -93,6 +103,16 @@ def manifest_bytes(
         "unchanged": [{"name": name, "size": source[name].size} for name in sorted(unchanged)],
     }
     return (json.dumps(manifest, indent=2, sort_keys=False) + "\n").encode()
+
+
+def _read(snapshot: Snapshot) -> dict[str, Any]:
+    """Return what another checkpoint is called, as `base` does; of a folder nothing is said but its contents' hash."""
+    named = published(snapshot.folder)
+    return {
+        "name": "" if named is None else named.repository,
+        "revision": None if named is None else named.revision,
+        "digest": content_digest(snapshot),
+    }
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -151,12 +151,16 @@ class Grafted:
 
 @dataclass(frozen=True, slots=True)
 class Graft:
-    """Take tensors of the checkpoint in `folder` into a shard that this one does not have yet."""
+    """Take tensors of the checkpoint in `folder` into a shard that this one does not have yet.
+
+    `base` is what that checkpoint is called on the Hub, with its commit (`org/name@0123…`); empty where nobody knows.
+    """
 
     action: ClassVar[str] = "graft"
     shard: str
     folder: str
     tensors: tuple[Grafted, ...]
+    base: str = ""
 
 
 Operation: TypeAlias = (
@@ -227,7 +231,7 @@ def described(operation: Operation) -> Described:
             return Described(operation.action, "", f"{operation.module}.{operation.suffix} = {operation.value:.6g}")
         case Graft():
             names = describe_names(tensor.name for tensor in operation.tensors)
-            return Described(operation.action, operation.shard, f"{names} of {operation.folder}")
+            return Described(operation.action, operation.shard, f"{names} of {operation.base or 'the base model'}")
 
 
 def to_json(operations: Iterable[Operation]) -> list[dict[str, Any]]:

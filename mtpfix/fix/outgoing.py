@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from mtpfix import __version__
+from mtpfix.checkpoint.card import CARD_FILE
 from mtpfix.checkpoint.folder import opened
 from mtpfix.checkpoint.header import read_at
 from mtpfix.checkpoint.hub import Entry, is_hash
 from mtpfix.checkpoint.ref import safe_member, shown
 from mtpfix.checkpoint.repository import Repository
 from mtpfix.errors import FormatError, MtpfixError, UsageError
-from mtpfix.fix.card import CARD_FILE, with_section
+from mtpfix.fix.card import with_section
 from mtpfix.fix.changes import FileMark, Snapshot
 from mtpfix.fix.manifest import SCHEMA, read_manifest
 from mtpfix.fix.snapshot import MANIFEST_FILE, is_shard, take_snapshot

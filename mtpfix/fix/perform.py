@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from mtpfix.checkpoint.document import parse_document
+from mtpfix.checkpoint.folder import published
 from mtpfix.checkpoint.header import DTYPE_BITS
 from mtpfix.checkpoint.names import WEIGHTS, split_name, tensor_name
 from mtpfix.checkpoint.stored import stored_modules
@@ -68,11 +69,12 @@ def changes_of(
     packing = _packing(operations, packing)
     shards = _shard_changes(checkpoint, operations, packing)
     files: list[FileChange] = [*_json_changes(snapshot.folder, operations), *shards]
+    named = None if checkpoint.root is None else published(checkpoint.root)
     changes = Changes(
         source=snapshot,
         files=tuple(files),
         operations=tuple(map(described, operations)),
-        base=_public_name(checkpoint),
+        base="" if named is None else named.repository,
         revision=checkpoint.revision,
         reads=tuple(reads),
     )
@@ -93,13 +95,6 @@ def _packing(operations: Sequence[Operation], packing: Packing | None) -> Packin
     packing = packing or Packing()
     opener(packing.device)
     return packing
-
-
-def _public_name(checkpoint: Checkpoint) -> str:
-    """Return how the source is called on the Hub, empty for a folder: a path says nothing to others."""
-    parts = Path(checkpoint.ref).parts
-    folder = next((part for part in parts if part.startswith("models--")), "")
-    return folder.removeprefix("models--").replace("--", "/", 1)
 
 
 def json_documents(folder: Path, operations: Sequence[Operation]) -> Iterator[tuple[str, bytes, bytes]]:

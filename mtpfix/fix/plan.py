@@ -56,8 +56,9 @@ class Plan:
 
     `releases` are those asked for (`vllm 0.32.0`); `unpredicted` those of them about which nothing is known, with the
     reason. `withheld` are repairs that would help and are not safe; `alternatives` are dearer ones for what the steps
-    do. `rewritten` are the shards that come out anew, with their bytes. `disagreement` says in a sentence where two
-    releases want different things, `apart` are then the plans for each.
+    do. `rewritten` are the shards that come out anew, with their bytes; `downloads` are repositories on the Hub that
+    tensors are taken from, with the bytes of these. `disagreement` says in a sentence where two releases want different
+    things, `apart` are then the plans for each.
     """
 
     ref: str
@@ -69,6 +70,7 @@ class Plan:
     alternatives: tuple[Repair, ...] = ()
     notes: tuple[str, ...] = ()
     rewritten: tuple[tuple[str, int], ...] = ()
+    downloads: tuple[tuple[str, int], ...] = ()
     disagreement: str = ""
     apart: tuple[Plan, ...] = ()
 
@@ -265,7 +267,7 @@ def _wanting(search: _Search) -> Iterator[str]:
     if not trial.bad:
         return
     if wishes.graft is None and trial.occurrences(["layer-absent", "weight-missing"]):
-        yield "The base model may have what is missing here: give its folder with --graft."
+        yield "The base model may have what is missing here: name it with --graft."
     if wishes.input_scale is None:
         given = replace(wishes, input_scale=1.0)
         for way in (repairs.add_input_scales, repairs.declare_inputs, repairs.quantize):

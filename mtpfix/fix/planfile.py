@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mtpfix import __version__
 from mtpfix.checkpoint.ref import shown
 from mtpfix.errors import FormatError, MtpfixError, UsageError
 from mtpfix.fix.changes import Snapshot
-from mtpfix.fix.operations import from_json, to_json
+from mtpfix.fix.operations import Graft, Operation, from_json, to_json
 from mtpfix.fix.plan import Plan
 from mtpfix.fix.repairs import Repair
 
@@ -19,14 +20,20 @@ FORMAT = 1
 _AGAIN = "write the plan again with --plan"
 
 
-def plan_document(plan: Plan, snapshot: Snapshot, reads: tuple[Snapshot, ...] = ()) -> dict[str, Any]:
-    """Return a plan as a JSON object, with the size and digest of every file it was made for."""
+def plan_document(
+    plan: Plan, snapshot: Snapshot, reads: tuple[Snapshot, ...] = (), called: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return a plan as a JSON object, with the size and digest of every file it was made for.
+
+    `called` says how the repositories are called of which folders are mirrors.
+    """
+    names = called or {}
     return {
         "mtpfix_plan": FORMAT,
         "tool": __version__,
         "releases": list(plan.releases),
         "source": _marks(snapshot),
-        "reads": {str(one.folder): _marks(one) for one in reads},
+        "reads": {names.get(str(one.folder), str(one.folder)): _marks(one) for one in reads},
         "steps": [
             {
                 "title": step.title,
@@ -34,9 +41,20 @@ def plan_document(plan: Plan, snapshot: Snapshot, reads: tuple[Snapshot, ...] = 
                 "bytes_written": step.bytes_written,
                 "operations": to_json(step.operations),
             }
-            for step in plan.steps
+            for step in moved(plan.steps, names)
         ],
     }
+
+
+def moved(steps: Sequence[Repair], folders: Mapping[str, str]) -> tuple[Repair, ...]:
+    """Return steps with other folders that tensors are taken from."""
+
+    def here(operation: Operation) -> Operation:
+        if isinstance(operation, Graft) and operation.folder in folders:
+            return replace(operation, folder=folders[operation.folder])
+        return operation
+
+    return tuple(replace(step, operations=tuple(map(here, step.operations))) for step in steps)
 
 
 def _marks(snapshot: Snapshot) -> dict[str, list[Any]]:

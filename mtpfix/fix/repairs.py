@@ -60,8 +60,8 @@ Branch = Literal["auto", "keep", "bf16", "nvfp4"]
 class Wishes:
     """What a user wants of a repair: how the branch is stored, and the scale of inputs where none can be derived.
 
-    `graft` is the folder of the base model; `unsafe` admits repairs that are not safe. `scale_search` asks for the
-    block scales of least error where weights are quantized.
+    `graft` is the folder of the base model, or its mirror's; `unsafe` admits repairs that are not safe. `scale_search`
+    asks for the block scales of least error where weights are quantized.
     """
 
     mtp: Branch = "auto"

@@ -91,11 +91,11 @@ class Stage:
             self.path.rmdir()
 
 
-def stage_path(out: Path) -> Path:
-    """Return where the stage of a result lies: beside it, so that a rename can publish it."""
-    name = f"{OWN_PREFIX}stage-{out.name}"
+def stage_path(out: Path, kind: str = "stage") -> Path:
+    """Return where the stage of a result lies: beside it, so that a rename can publish it; or a folder of a kind."""
+    name = f"{OWN_PREFIX}{kind}-{out.name}"
     if len(os.fsencode(name)) > LONGEST_PART:
-        name = f"{OWN_PREFIX}stage-{hashlib.sha256(os.fsencode(out.name)).hexdigest()}"
+        name = f"{OWN_PREFIX}{kind}-{hashlib.sha256(os.fsencode(out.name)).hexdigest()}"
     return out.with_name(name)
 
 

@@ -98,6 +98,12 @@ def write(
     return replace(run.result(out, digest), resumed=resumed)
 
 
+def is_there(changes: Changes, out: Path, *, overlay: bool) -> bool:
+    """Return whether `out` is the very result of these changes, so that `write` would write nothing."""
+    with told(f"read {shown(str(out))}"):
+        return holds(out, plan_digest(changes, overlay=overlay)) is not None and not stage_path(out).exists()
+
+
 def write_in_place(changes: Changes, *, verify: Verify | None = None) -> Written:
     """Change the configuration files of the source itself, each by one rename; old ones go into a backup beside them.
 

@@ -54,6 +54,8 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
         yield f"  {number}. {_step_text(step)}"
     if plan.rewritten:
         yield f"  rewrites {_shards_text(plan.rewritten)}"
+    for name, size in plan.downloads:
+        yield f"  reads {size_text(size)} of {shown(name)}"
     for text in plan.unpredicted:
         yield f"  not predicted: {shown(text)}"
     for text in plan.notes:
@@ -191,6 +193,7 @@ def plan_object(plan: Plan) -> Mapping[str, Any]:
         "alternatives": [_step_object(step) for step in plan.alternatives],
         "notes": list(plan.notes),
         "rewritten": [{"name": name, "bytes": size} for name, size in plan.rewritten],
+        "downloads": [{"name": name, "bytes": size} for name, size in plan.downloads],
         "disagreement": plan.disagreement or None,
         "apart": [plan_object(one) for one in plan.apart],
     }

@@ -65,7 +65,8 @@ def file_to_open(report: Report, finding: Finding) -> str:
 def repair_command(report: Report) -> str | None:
     """Return the command that repairs the checkpoint for every release a finding with a repair names, None without one.
 
-    Releases that raise whatever the checkpoint holds are left out. The base model of a graft stays to be filled in.
+    Releases that raise whatever the checkpoint holds are left out. The base model of a graft stays to be filled in
+    where the checkpoint names none.
     """
     broken = [finding for finding in report.findings if finding.fixes]
     broken = [finding for finding in broken if finding.severity is not Severity.NOTE] or broken
@@ -77,7 +78,7 @@ def repair_command(report: Report) -> str | None:
     words = ["mtpfix patch", ref, f"--out {shlex.quote(f'{name}-repaired')}"]
     words += [f"--for {shlex.quote(engine)}" for engine in _requirements(report, broken)]
     if any(operation.action == "graft" for fix in fixes for operation in fix.operations):
-        words.append("--graft BASE_MODEL")
+        words.append(f"--graft {shlex.quote(report.base_model or 'BASE_MODEL')}")
     if not any(fix.safe for fix in fixes):
         words.append("--unsafe-fixes")
     return " ".join(words)

@@ -17,7 +17,7 @@ from mtpfix.checkpoint import open_checkpoint, read_scalars
 from mtpfix.checkpoint.opening import Access
 from mtpfix.cli import app
 from mtpfix.errors import UsageError
-from mtpfix.fix.mirror import mirrored
+from mtpfix.fix.mirror import mirrors
 from mtpfix.fix.snapshot import MANIFEST_FILE
 from tests.checkpoints import build
 from tests.hub import Fault, Hub
@@ -105,7 +105,8 @@ def test_single_numbers_are_those_of_the_repository(hub: Hub, tensors: Path, tmp
     there = open_checkpoint(tensors)
     singles = [tensor for tensor in there.tensors if tensor.dtype == "F32" and set(tensor.shape) <= {1}]
     assert len(singles) > 10
-    with mirrored(NAME, Access(), tmp_path, overlay=True) as mirror:
+    with mirrors(Access(), tmp_path / "out") as found:
+        mirror = found.source(NAME, overlay=True)
         assert mirror is not None
         here = open_checkpoint(mirror.folder)
         assert here.tensors == there.tensors
