@@ -30,6 +30,8 @@ from tests.modules import (
     plain,
     routed,
 )  # fmt: skip
+from tests.newest_families import NEWEST
+from tests.qwen_modules import VISION, VISION_TINY, hybrid, linear_attention, vision_tower
 from tests.recent_families import RECENT
 from tests.wrapped_families import WRAPPED
 
@@ -47,7 +49,7 @@ def qwen(config: Config, layout: Layout) -> Iterator[Module]:
     yield plain(f"{root}.norm", hidden)
     yield Module("lm_head", (text["vocab_size"], hidden), Kind.HEAD)
     if "vision_config" in config:
-        yield from _qwen_vision(config["vision_config"])
+        yield from vision_tower(config["vision_config"])
     yield Module("mtp.fc", (hidden, 2 * hidden), Kind.GLUE, "branch")
     yield from norms("branch", hidden, "mtp.norm", "mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden")
     yield from _qwen_layer("mtp.layers.0", text, "full_attention", "branch", layout)
@@ -59,7 +61,7 @@ def _qwen_layer(root: str, text: Config, attention: str, part: Part, layout: Lay
     if attention == "full_attention":
         yield from grouped_attention(f"{root}.self_attn", text, part, gated=True)
     else:
-        yield from _qwen_linear_attention(f"{root}.linear_attn", text, part)
+        yield from linear_attention(f"{root}.linear_attn", text, part)
     if "num_experts" not in text:
         yield from mlp(f"{root}.mlp", hidden, text["intermediate_size"], Kind.MLP, part)
         return
@@ -69,45 +71,6 @@ def _qwen_layer(root: str, text: Config, attention: str, part: Part, layout: Lay
     shared = text["shared_expert_intermediate_size"]
     yield from mlp(f"{root}.mlp.shared_expert", hidden, shared, Kind.SHARED, part)
     yield from experts(f"{root}.mlp.experts", (count, width, hidden), part, layout)
-
-
-def _qwen_linear_attention(root: str, text: Config, part: Part) -> Iterator[Module]:
-    hidden, heads = text["hidden_size"], text["linear_num_value_heads"]
-    keys = text["linear_num_key_heads"] * text["linear_key_head_dim"]
-    values = heads * text["linear_value_head_dim"]
-    kind = Kind.LINEAR_ATTENTION
-    if text["model_type"] == "qwen3_next":
-        rows = {"in_proj_qkvz": 2 * keys + 2 * values, "in_proj_ba": 2 * heads}
-    else:
-        rows = {"in_proj_qkv": 2 * keys + values, "in_proj_z": values, "in_proj_b": heads, "in_proj_a": heads}
-    for name, count in rows.items():
-        yield Module(f"{root}.{name}", (count, hidden), kind, part)
-    yield Module(f"{root}.out_proj", (hidden, values), kind, part)
-    yield plain(f"{root}.conv1d", 2 * keys + values, 1, text["linear_conv_kernel_dim"], part=part)
-    yield plain(f"{root}.A_log", heads, weight="", dtype="F32", part=part)
-    yield plain(f"{root}.dt_bias", heads, weight="", part=part)
-    yield plain(f"{root}.norm", text["linear_value_head_dim"], part=part)
-
-
-def _qwen_vision(vision: Config) -> Iterator[Module]:
-    width, inner = vision["hidden_size"], vision["intermediate_size"]
-    patch, merged = vision["patch_size"], vision["hidden_size"] * vision["spatial_merge_size"] ** 2
-    root = "model.visual"
-    shape = (width, vision["in_channels"], vision["temporal_patch_size"], patch, patch)
-    yield plain(f"{root}.patch_embed.proj", *shape, part="vision")
-    yield plain(f"{root}.patch_embed.proj", width, weight="bias", part="vision")
-    yield plain(f"{root}.pos_embed", vision["num_position_embeddings"], width, part="vision")
-    for index in range(vision["depth"]):
-        block = f"{root}.blocks.{index}"
-        for name in ("norm1", "norm2"):
-            yield from _with_bias(f"{block}.{name}", (width,), Kind.PLAIN)
-        yield from _with_bias(f"{block}.attn.qkv", (3 * width, width))
-        yield from _with_bias(f"{block}.attn.proj", (width, width))
-        yield from _with_bias(f"{block}.mlp.linear_fc1", (inner, width))
-        yield from _with_bias(f"{block}.mlp.linear_fc2", (width, inner))
-    yield from _with_bias(f"{root}.merger.norm", (width,), Kind.PLAIN)
-    yield from _with_bias(f"{root}.merger.linear_fc1", (merged, merged))
-    yield from _with_bias(f"{root}.merger.linear_fc2", (vision["out_hidden_size"], merged))
 
 
 def _with_bias(name: str, shape: tuple[int, ...], kind: Kind = Kind.VISION) -> Iterator[Module]:
@@ -418,34 +381,6 @@ def ernie(config: Config, layout: Layout) -> Iterator[Module]:
 
 # ------------------------------------------------------------------------------------------ configurations
 
-QWEN_VISION: Config = {
-    "deepstack_visual_indexes": [],
-    "depth": 27,
-    "hidden_act": "gelu_pytorch_tanh",
-    "hidden_size": 1152,
-    "in_channels": 3,
-    "initializer_range": 0.02,
-    "intermediate_size": 4304,
-    "num_heads": 16,
-    "num_position_embeddings": 2304,
-    "patch_size": 16,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-}
-QWEN_VISION_TINY: Config = {
-    **QWEN_VISION,
-    "depth": 1,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_heads": 2,
-    "num_position_embeddings": 16,
-}
-
-
-def _hybrid(layers: int) -> list[str]:
-    """Return the layer types of a Qwen hybrid: every fourth layer attends fully."""
-    return ["full_attention" if index % 4 == 3 else "linear_attention" for index in range(layers)]
-
 
 def _qwen3_5(size: Size, *, moe: bool) -> Config:
     """Return a Qwen3.5 configuration: 27B as published, 397B-A17B as its model card states it."""
@@ -461,7 +396,7 @@ def _qwen3_5(size: Size, *, moe: bool) -> Config:
         "hidden_act": "silu",
         "hidden_size": 4096 if moe else 5120,
         "initializer_range": 0.02,
-        "layer_types": _hybrid(60 if moe else 64),
+        "layer_types": hybrid(60 if moe else 64),
         "linear_conv_kernel_dim": 4,
         "linear_key_head_dim": 128,
         "linear_num_key_heads": 16,
@@ -501,7 +436,7 @@ def _qwen3_5(size: Size, *, moe: bool) -> Config:
     if size == "tiny":
         text |= _tiny_qwen(text, moe=moe)
         text["rope_parameters"] = {**text["rope_parameters"], "mrope_section": [3, 3, 2]}
-    vision = QWEN_VISION if size == "full" else QWEN_VISION_TINY
+    vision = VISION if size == "full" else VISION_TINY
     return {
         "architectures": ["Qwen3_5MoeForConditionalGeneration" if moe else "Qwen3_5ForConditionalGeneration"],
         "dtype": "bfloat16",
@@ -559,7 +494,7 @@ def _qwen3_next(size: Size) -> Config:
         "hidden_size": 2048,
         "initializer_range": 0.02,
         "intermediate_size": 5120,
-        "layer_types": _hybrid(48),
+        "layer_types": hybrid(48),
         "linear_conv_kernel_dim": 4,
         "linear_key_head_dim": 128,
         "linear_num_key_heads": 16,
@@ -1345,6 +1280,7 @@ FAMILIES = {
         *RECENT,
         *WRAPPED,
         *LATENT,
+        *NEWEST,
     )
 }
 

@@ -36,10 +36,10 @@ class Planned:
     `places` are the names on disk it is fed from, stored or not; `prefix` is what the engine asks its lists,
     `param` the parameter path its messages show, `root` that of its group; `index` the number of its layer, `absent`
     whether nothing of that layer is stored. It is built plain under the methods of `plain_for`, unless an allow-list
-    has a name that begins with `unless_listed`; and where a compressed-tensors
-    list has the name `plain_if_listed`. `shares_weight`: of the target's module only the weight is put
-    there; `shares_packed`: and that module is built quantized whenever this one is. `experts`: how many a mixture
-    has, 0 where that is unknown.
+    has a name that begins with `unless_listed`; and where a compressed-tensors list has the name `plain_if_listed`.
+    `refused` is what its constructor raises where the lists leave it quantized. `shares_weight`: of the target's module
+    only the weight is put there; `shares_packed`: and that module is built quantized whenever this one is. `experts`:
+    how many a mixture has, 0 where that is unknown.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Planned:
     whole: int = 0
     experts: int = 0
     absent: bool = False
+    refused: Table = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +196,7 @@ def _modules(
                 groups=entry.get("groups", {}),
                 whole=int(entry.get("whole", 0)),
                 experts=numbers.experts if entry["layer"] == "experts" else 0,
+                refused=pick(entry.get("refused"), version) or {},
             )
 
 
@@ -219,7 +221,7 @@ def _at(root: str, part: str) -> str:
 def _places(entry: Table, root: str, names: Names) -> tuple[Place, ...]:
     if entry["layer"] == "experts":
         return tuple(_expert_places(entry, root, names))
-    parts = _list(entry.get("from", entry["name"]))
+    parts = [one for part in _list(entry.get("from", entry["name"])) for one in _each(part, root, names)]
     places = [Place(_at(root, part), str(position), part) for position, part in enumerate(parts)]
     if not any(place.module in names.stored for place in places):
         wholes = [Place(_at(root, part), "whole", part) for part in _list(entry.get("also", ()))]
@@ -227,6 +229,13 @@ def _places(entry: Table, root: str, names: Names) -> tuple[Place, ...]:
         if stored:
             return (stored[0],)
     return tuple(places)
+
+
+def _each(part: str, root: str, names: Names) -> list[str]:
+    """Return a name on disk below a group, or one for every number found there in the place of `{v}`."""
+    if "{v}" not in part:
+        return [part]
+    return [part.replace("{v}", str(number)) for number in names.numbers_at(_at(root, part))]
 
 
 def _expert_places(entry: Table, root: str, names: Names) -> Iterator[Place]:

@@ -31,10 +31,12 @@ MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
     "scalars_joined", "plain_if_listed",
-    "plain_when", "whole", "no_slot", "split", "groups", *SLOTS,
+    "plain_when", "whole", "no_slot", "split", "groups", "refused", *SLOTS,
 }  # fmt: skip
-LAYERS = {"column", "merged", "qkv", "row", "replicated", "linear", "head", "embedding", "experts", "norm"}
-MAY_HAVE_GAPS = {"broken", "arrays", "unknown", "prefix", "param", "partial_scalars", "deferred", "unpredicted_when"}
+LAYERS = {"column", "merged", "qkv", "row", "replicated", "linear", "head", "embedding", "experts", "norm", "table"}
+MAY_HAVE_GAPS = {
+    "arrays", "broken", "deferred", "param", "partial_scalars", "prefix", "refused", "unknown", "unpredicted_when",
+}  # fmt: skip
 """Facts that need not cover every release: absent means the default that docs/knowledge.md gives."""
 
 

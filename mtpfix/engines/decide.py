@@ -33,7 +33,7 @@ from mtpfix.engines.matching import (
 from mtpfix.engines.resolved import FORMATS, Resolved
 from mtpfix.model import Dialect, Format, Group, Scheme
 
-ASKED = frozenset({"column", "merged", "qkv", "row", "replicated", "head", "experts"})
+ASKED = frozenset({"column", "merged", "qkv", "row", "replicated", "head", "experts", "table"})
 """Layer classes for which an engine asks its lists; the others are always plain."""
 
 CLASS_NAMES: Mapping[str, str] = {
@@ -43,6 +43,7 @@ CLASS_NAMES: Mapping[str, str] = {
     "row": "RowParallelLinear",
     "replicated": "ReplicatedLinear",
     "head": "ParallelLMHead",
+    "table": "",
 }
 
 
@@ -142,6 +143,8 @@ class Decider:
             return self._compressed(prefix, layer)
         if method == "fp8":
             return self._fp8(prefix, layer)
+        if layer == "table" and method == "modelopt_mixed":
+            return self._table(prefix)
         if self._fact("modelopt_matcher") == "components":
             return self._by_components(prefix, layer, method)
         return self._modelopt(prefix, layer, method)
@@ -219,6 +222,11 @@ class Decider:
         if match.scheme not in known:
             return Decision(Format.BF16, Dialect.MODELOPT, None, because)
         return Decision(self._format(match.scheme or "", layer), Dialect.MODELOPT, None, because)
+
+    def _table(self, prefix: str) -> Decision:
+        """Return how a table of embeddings is built where there is an allow-list: FP8 or 16-bit, never packed."""
+        found = self._mixed(prefix, "table")
+        return found if found.format is Format.FP8 or found.error else replace(found, format=Format.BF16)
 
     def _fp8(self, prefix: str, layer: str) -> Decision:
         because = self._sources("fused_name_listed")

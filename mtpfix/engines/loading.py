@@ -425,6 +425,8 @@ def _unwritten(
 ) -> Iterator[Event]:
     planned = module.planned
     order = (COMPLETE, f"{module.position:08d}", "")
+    if planned.layer == "table" and present:
+        return  # its parts have no scales of their own
     there = {place.module for place, _ in present}
     missing = [place for place in planned.places if place.module not in there]
     excused = planned.shared or planned.absent or (planned.optional and module.built.plain)

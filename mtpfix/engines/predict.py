@@ -23,6 +23,7 @@ from mtpfix.engines.loading import (
     CACHE_SCALES,
     COMPLETE,
     CONSTRUCT,
+    Kind,
     Loader,
     Module,
     Unnamed,
@@ -360,6 +361,7 @@ def _simulate(
             order = (CONSTRUCT, f"{position:08d}", "")
             first = names[0] if names else planned.prefix
             events.append(Event("fused-partly-listed", Outcome.CRASH, first, "", error, text, because, order))
+        events += _refused(planned, decision.format, resolved.method or "", position)
         unread = [name for name in names if name in subject.elsewhere]
         if unread:  # the draft shares it with the main model: it is harmless where both keep it in 16 bits
             if not decision.format.plain or any(subject.elsewhere[name] - PLAIN_PARTS for name in unread):
@@ -381,6 +383,17 @@ def _simulate(
     if unsure and judged.verdict is Verdict.LOADS:
         return replace(judged, verdict=Verdict.UNKNOWN, reason=UNSURE.replace("{module}", unsure[0]))
     return judged
+
+
+def _refused(planned: Planned, built: Format, method: str, position: int) -> Iterator[Event]:
+    """Yield what the constructor of a module raises that cannot be quantized so, unless its lists leave it plain."""
+    fact = planned.refused
+    if method in fact.get("methods", {}) and (not built.plain or method in fact.get("unasked", ())):
+        text = fact["text"].replace("{config}", fact["methods"][method])
+        first = planned.places[0].module if planned.places else planned.prefix
+        kind: Kind = "class-broken" if built.plain else "plain-into-quantized"
+        order = (CONSTRUCT, f"{position:08d}", "")
+        yield Event(kind, Outcome.CRASH, first, "", fact["does"], text, (fact["source"],), order)
 
 
 def _is_listed(planned: Planned, resolved: Resolved) -> bool:

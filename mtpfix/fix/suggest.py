@@ -88,10 +88,19 @@ def _exclude(trial: Trial, kind: str, role: Role | None) -> Iterator[Fix]:
 
 def _quantize(context: Context, found: Finding) -> Iterator[Fix]:
     modules = _modules_of(context, found, ["plain-into-quantized"]) if found.rule != "MTP204" else []
-    if modules:
+    if modules and not _is_table(context, modules):
         size = sum(_packed_bytes(context.subject.stored[name]) for name in modules if name in context.subject.stored)
         operations = tuple(Operation("quantize", "", name) for name in modules)
         yield Fix("quantize the tensors to NVFP4", safe=False, operations=operations, bytes_written=size)
+
+
+def _is_table(context: Context, modules: Sequence[str]) -> bool:
+    """Return whether any of the modules is a part of a table of embeddings, which no engine reads packed."""
+    wanted = set(modules)
+    return any(
+        one.built is not None and one.built.layer == "table" and one.event.module in wanted
+        for one in occurrences(context, ["plain-into-quantized"])
+    )
 
 
 # ------------------------------------------------------------------------------------------------- other repairs

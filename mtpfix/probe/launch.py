@@ -98,7 +98,10 @@ def _wait(process: subprocess.Popen[bytes], timeout: float, memory: int | None) 
 def _memory(session: int) -> int:
     """Return the largest memory that a process of a session holds, in bytes; 0 where the system does not tell."""
     most = 0
-    for status in Path("/proc").glob("[0-9]*/stat"):
+    system = Path("/proc")
+    processes = [path for path in system.iterdir() if path.name.isdigit()] if system.is_dir() else []
+    for process in processes:  # each may end at any moment
+        status = process / "stat"
         with suppress(OSError, ValueError, IndexError):
             if int(status.read_text(errors="replace").rpartition(")")[2].split()[3]) == session:
                 lines = (status.parent / "status").read_text(errors="replace").splitlines()

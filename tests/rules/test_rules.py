@@ -496,10 +496,39 @@ no-mtp              -            -          -            -             -        
 """
 """The same for families whose branch vLLM asks for by names that no list on disk has, and for two where it does not."""
 
+NEWEST_FAMILIES = """
+                    qwen4_exp
+published           201
+excluded-glob       -
+excluded-exact      202
+excluded-engine     -
+nothing-excluded    201
+branch-nvfp4        202+203
+all-nvfp4           203
+missing             101
+config-only         -
+hf-quant-only       -
+mixed               -
+compressed-tensors  -
+packed-glue         207
+listed-packed       203+207
+branch-fp8          203+207
+o-proj-unlisted     201+202
+packed-head         203
+conflict            201+401
+no-input-scale      301
+weights-only        -
+fused-experts       .
+layer-arrays        .
+short-arrays        .
+no-mtp              -
+"""
+"""The same for the newest families."""
+
 
 def cells() -> dict[tuple[str, str], set[str]]:
     table: dict[tuple[str, str], set[str]] = {}
-    for matrix in (MATRIX, RENAMED, FURTHER, RECENT, NEWER):
+    for matrix in (MATRIX, RENAMED, FURTHER, RECENT, NEWER, NEWEST_FAMILIES):
         head, *rows = matrix.strip("\n").splitlines()
         for row in rows:
             variant, *codes = row.split()

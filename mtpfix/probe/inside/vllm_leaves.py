@@ -9,6 +9,7 @@ checks after loading. Which of these leaves a release has differs; what is not t
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -144,6 +145,18 @@ def allow_latent_attention(platform: type) -> None:
         swap(latent, "process_weights_after_loading", lambda *_, **__: None, "weights are not folded for decoding")
 
 
+def allow_flash_attention() -> None:
+    """Let layers with a kernel of their own be built that ask whether FlashAttention is there besides.
+
+    The engine's own attention backends have found by then that it is not.
+    """
+    backends = "vllm.v1.attention.backends"
+    for name in ("flash_attn", "flash_attn_diffkv", "turboquant_attn", "mla.prefill.flash_attn"):
+        try_import(f"{backends}.{name}")
+    module = try_import(f"{backends}.fa_utils")
+    swap(module, "is_flash_attn_varlen_func_available", lambda: True, "an attention kernel is named, and never run")
+
+
 def stand_in_for_operators() -> None:
     """Name the compiled operators that layers look up while they are built, where the compiled part is missing."""
     import torch
@@ -169,6 +182,15 @@ def stand_in_for_kernel_modules() -> None:
 
         sys.modules[name] = Kernels(name)
         note(name, "its kernels are named, and never run")
+
+
+def keep_tables_in_memory() -> None:
+    """Let tables of n-grams, which lie in pinned memory unasked, lie where all other weights do."""
+    module = try_import("vllm.config.vllm")
+    settings = getattr(module, "EngramConfig", None)
+    if settings is not None:
+        ordinary = functools.partial(settings, cpu_offload=False)
+        swap(module, "EngramConfig", ordinary, "tables of n-grams lie in the model's own memory")
 
 
 def choose_cpu() -> Any:
@@ -206,10 +228,14 @@ def replace_leaves() -> None:
     replace_expert_kernels()
     allow_ungated_experts()
     allow_latent_attention(platform)
+    allow_flash_attention()
     stand_in_for_operators()
     stand_in_for_kernel_modules()
+    keep_tables_in_memory()
     registry = try_import("vllm.model_executor.models.registry")
     swap(registry, "_run_in_subprocess", lambda function: function(), "models are inspected in this process")
+    for name in ("Stream", "Event"):
+        swap(torch.cuda, name, Kernel, "there is no GPU")
     if hasattr(torch, "accelerator"):
         for name in ("empty_cache", "synchronize"):
             swap(torch.accelerator, name, lambda *_, **__: None, "there is no accelerator")

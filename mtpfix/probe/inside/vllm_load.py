@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_KIMI_K3_GEMM_AR": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_PLUGINS": "",
@@ -58,6 +59,20 @@ def default_runner(version: str) -> str:
     return "v2" if tuple(numbers) >= SECOND_RUNNER_SINCE else "v1"
 
 
+PADDED = {"input_mix_weight_down_block_inject.weight": "pad_size"}
+"""Endings of parameters with rows of padding, and the attribute of the module around them that counts those rows."""
+
+
+def padded_rows(model: Any) -> dict[str, int]:
+    """Return, by parameter, how many of its last rows no checkpoint has a tensor for."""
+    found = {}
+    for name, _ in model.named_parameters():
+        for ending, attribute in PADDED.items():
+            if name.endswith(f".{ending}"):
+                found[name] = int(getattr(model.get_submodule(name.removesuffix(f".{ending}")), attribute, 0))
+    return found
+
+
 class Hooks:
     """The places in the engine where a `Watch` is told what happens; `watch` is the model at work.
 
@@ -83,6 +98,7 @@ class Hooks:
         def load_weights(self: Any, model: Any, *arguments: Any, **named: Any) -> Any:
             watch = hooks.watch
             watch.built(model)
+            watch.padding = padded_rows(model)
             if hooks.skip:
                 return None
             own = model.load_weights

@@ -67,6 +67,8 @@ class Watch:
         self.regions: dict[int, set[Region]] = {}
         self.misread: dict[str, str] = {}
         self.owners: dict[str, Any] = {}
+        self.padding: dict[str, int] = {}
+        """By parameter: how many of its last rows are there for a kernel alone, so that no tensor fills them."""
         self.unwritten: list[str] = []
         self.partial: list[str] = []
 
@@ -115,7 +117,10 @@ class Watch:
             if not parameter.numel():
                 continue
             regions = self.regions.get(parameter.untyped_storage().data_ptr(), set())
-            whole = (parameter.storage_offset(), tuple(parameter.size()), tuple(parameter.stride()))
+            filled = (
+                parameter.narrow(0, 0, parameter.shape[0] - self.padding[name]) if name in self.padding else parameter
+            )
+            whole = (filled.storage_offset(), tuple(filled.size()), tuple(filled.stride()))
             full = bool(regions) and covers(whole, regions)
             if full and self.arena.has_nan(parameter):
                 self.arena.clear_nan(parameter)
