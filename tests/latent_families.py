@@ -227,12 +227,13 @@ def _delta_attention(root: str, text: Config, part: Part) -> Iterator[Module]:
 
 
 def _glm5_next(size: Size) -> Config:
-    """Return the configuration of GLM-5.3-Flash: the defaults of its classes."""
+    """Return the configuration of GLM-5.3-Flash: the defaults of its classes, and what SGLang asks for beside them."""
     layers = 45 if size == "full" else 2
     kinds = ["indexed_attention" if index % 4 == 3 else "linear_attention" for index in range(layers)]
     text: Config = {
         "attention_bias": False,
         "dtype": "bfloat16",
+        "first_k_dense_replace": 3,
         "hc_eps": 1e-06,
         "hc_mult": 4,
         "hc_sinkhorn_iters": 20,
@@ -241,6 +242,7 @@ def _glm5_next(size: Size) -> Config:
         "index_head_dim": 128,
         "index_kpool": 16,
         "index_kpool_always_select_tail": True,
+        "index_kpool_compress": True,
         "index_n_heads": 32,
         "index_topk": 2048,
         "intermediate_size": 12288,
@@ -300,6 +302,7 @@ def _glm5_next(size: Size) -> Config:
     }
     if size == "tiny":
         text |= {
+            "first_k_dense_replace": 1,
             "hidden_size": 128,
             "index_n_heads": 4,
             "index_topk": 64,

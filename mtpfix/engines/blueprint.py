@@ -30,6 +30,17 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """Names that an engine asks its lists for before it builds anything, and the methods under which it does.
+
+    Under another method they count as quantized, under none as plain.
+    """
+
+    names: tuple[str, ...]
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """One module an engine constructs.
 
@@ -40,6 +51,7 @@ class Planned:
     `refused` is what its constructor raises where the lists leave it quantized. `shares_weight`: of the target's module
     only the weight is put there; `shares_packed`: and that module is built quantized whenever this one is. `experts`:
     how many a mixture has, 0 where that is unknown.
+    `if_plain`: it is there only where these names would be built plain; `unless_plain`: only where not all would.
     """
 
     name: str
@@ -72,6 +84,8 @@ class Planned:
     experts: int = 0
     absent: bool = False
     refused: Table = field(default_factory=dict)
+    if_plain: Asked | None = None
+    unless_plain: Asked | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +211,15 @@ def _modules(
                 whole=int(entry.get("whole", 0)),
                 experts=numbers.experts if entry["layer"] == "experts" else 0,
                 refused=pick(entry.get("refused"), version) or {},
+                if_plain=_asked(pick(entry.get("if_plain"), version), prefix),
+                unless_plain=_asked(pick(entry.get("unless_plain"), version), prefix),
             )
+
+
+def _asked(fact: Table | None, prefix: str) -> Asked | None:
+    if fact is None:
+        return None
+    return Asked(tuple(_below(prefix, name) for name in fact["names"]), tuple(fact["methods"]))
 
 
 def _whole_name(

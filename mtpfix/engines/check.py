@@ -31,11 +31,14 @@ MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
     "scalars_joined", "plain_if_listed",
-    "plain_when", "whole", "no_slot", "split", "groups", "refused", *SLOTS,
+    "plain_when", "whole", "no_slot", "split", "groups", "refused", "if_plain", "unless_plain", *SLOTS,
 }  # fmt: skip
-LAYERS = {"column", "merged", "qkv", "row", "replicated", "linear", "head", "embedding", "experts", "norm", "table"}
+LAYERS = {
+    "column", "merged", "qkv", "row", "replicated", "linear", "head", "embedding", "experts", "norm", "table",
+    "batched",
+}  # fmt: skip
 MAY_HAVE_GAPS = {
-    "arrays", "broken", "deferred", "param", "partial_scalars", "prefix", "refused", "unknown", "unpredicted_when",
+    "arrays", "broken", "deferred", "param", "partial_scalars", "prefix", "refused", "unknown",
 }  # fmt: skip
 """Facts that need not cover every release: absent means the default that docs/knowledge.md gives."""
 
@@ -116,12 +119,13 @@ def _check_block(family: Family, block: Table, engine: Engine, where: str) -> It
         if one not in family.architectures
     )
     for path, fact in walk_ranged(
-        {key: value for key, value in block.items() if key not in ("group", "arrays", "splits")}
+        {key: value for key, value in block.items() if key not in ("group", "arrays", "splits", "unpredicted_when")}
     ):
         gaps = path.partition(".")[0].partition("[")[0] in MAY_HAVE_GAPS
         yield from check_cover(fact, releases, f"{where}: {path}", gaps=gaps)
         yield from _sources(fact, engine, f"{where}: {path}")
-    yield from _sources(block.get("splits", ()), engine, f"{where}: splits")
+    for key in ("splits", "unpredicted_when"):
+        yield from _sources(block.get(key, ()), engine, f"{where}: {key}")
     for mapper in _mapper_names(block.get("mappers", ())):
         if mapper not in family.table.get("mappers", {}):
             yield f"{where}: no mapper is called {mapper}"

@@ -306,6 +306,7 @@ def _loader(family: Family, block: Table, engine: Engine, version: str, numbers:
         cache_scales=_as_table(pick(block.get("cache_scales", "skip"), version)),
         layer_names=engine.fact("layer_names", version)[0] or {},
         deferred=bool(pick(block.get("deferred"), version)),
+        lost=pick(block.get("deferred"), version) == "lost",
     )
 
 
@@ -337,7 +338,8 @@ def _simulate(
         return _unpredicted(role, "no family file knows this architecture")
     loader = _loader(family, block, engine, version, numbers)
     blueprint = draw(family, block, numbers, subject.names, version)
-    events: list[Event] = [*_broken(block, version, resolved.method or ""), *_short_arrays(block, numbers, version)]
+    broken = _broken(block, version, resolved.method or "", numbers)
+    events: list[Event] = [*broken, *_short_arrays(block, numbers, version)]
     checks: list[Table] = []
     if ranks > 1:
         refused = [*split_numbers(engine.table.get("split_numbers", ()), numbers, version, ranks)]
@@ -348,6 +350,8 @@ def _simulate(
     built: list[Built] = []
     unsure: list[str] = []
     for position, planned in enumerate(blueprint.modules):
+        if not _is_there(planned, decider, resolved.method):
+            continue
         plain = (
             planned.never
             or ((resolved.method or "") in planned.plain_for and not _is_listed(planned, resolved))
@@ -396,16 +400,30 @@ def _refused(planned: Planned, built: Format, method: str, position: int) -> Ite
         yield Event(kind, Outcome.CRASH, first, "", fact["does"], text, (fact["source"],), order)
 
 
+def _is_there(planned: Planned, decider: Decider, method: str | None) -> bool:
+    """Return whether a module is constructed that the engine fuses, or not, after what its lists say of the parts."""
+    for asked, wanted in ((planned.if_plain, True), (planned.unless_plain, False)):
+        if asked is None:
+            continue
+        known = method is None or method in asked.methods
+        plain = known and all(decider.decide(name, "column", plain=False).format.plain for name in asked.names)
+        if plain is not wanted:
+            return False
+    return True
+
+
 def _is_listed(planned: Planned, resolved: Resolved) -> bool:
     """Return whether an allow-list has a name for which the engine builds the module as the list says."""
     beginning = planned.unless_listed
     return bool(beginning) and any(name.startswith(beginning) for name in resolved.layers)
 
 
-def _broken(block: Table, version: str, method: str) -> Iterator[Event]:
+def _broken(block: Table, version: str, method: str, numbers: Numbers) -> Iterator[Event]:
     """Yield the error of a model class that cannot be constructed at a release, whatever the checkpoint holds."""
     fact = pick(block.get("broken"), version)
-    if fact and fact["does"] != "silent" and method in fact.get("methods", (method,)):
+    if not fact or fact["does"] == "silent" or method not in fact.get("methods", (method,)):
+        return
+    if holds(fact.get("when"), numbers, None):
         because = (str(fact.get("source", "")),)
         yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], fact["text"], because, (CONSTRUCT, "", ""))
 

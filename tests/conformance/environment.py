@@ -5,9 +5,10 @@ make one (2 GB, from PyPI): `python -m tests.conformance.environment 0.32.0`. Th
 vLLM release by release; torch and torchvision are pinned to one version for all of them, since nothing on the loading
 path needs the compiled operators.
 
-SGLang has no distribution for CPUs: an unpacked wheel of it borrows the environment of a vLLM whose transformers it can
-work with. `MTPFIX_SGLANG_WHEELS` names a folder with unpacked wheels, each under its version; one that is not there is
-fetched from PyPI.
+SGLang has no distribution for CPUs: an unpacked wheel of it borrows the environment of a vLLM. Beside it lies the
+transformers that this release pins, since that is what reads configurations, with what that one asks for in turn.
+`MTPFIX_SGLANG_WHEELS` names a folder with unpacked wheels, each under its version; what is not there is fetched from
+PyPI.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -44,8 +45,11 @@ def interpreter(release: str) -> Path | None:
     return path if path.exists() else None
 
 
-LENDERS = (("0.5.11", "0.32.0"), ("0", "0.18.1"))
-"""From which release of SGLang on the environment of which vLLM serves: before 0.5.11 it wants transformers 4."""
+LENDERS = (("0.5.10", "0.32.0"), ("0", "0.18.1"))
+"""From which release of SGLang on the environment of which vLLM serves: 0.5.9 pins transformers 4.57, 0.5.10 5.3."""
+
+READERS = ("tokenizers", "huggingface-hub")
+"""What transformers looks up when it is imported, and refuses to work with where it is too new."""
 
 
 def sglang_interpreter(version: str) -> Path | None:
@@ -54,16 +58,34 @@ def sglang_interpreter(version: str) -> Path | None:
 
 
 def unpacked(version: str) -> Path:
-    """Return the folder of an unpacked wheel of SGLang, fetching it where it is not there."""
+    """Return the folder of an unpacked wheel of SGLang and its transformers, fetching what is not there."""
     place = Path(os.environ.get("MTPFIX_SGLANG_WHEELS", folder() / "sglang")) / version
     if not (place / "sglang").is_dir():
-        with tempfile.TemporaryDirectory() as downloads:
-            options = ["--quiet", "--no-deps", "--only-binary=:all:", "--python-version=3.11", "--implementation=cp"]
-            options += ["--abi=cp311", "--platform=manylinux_2_34_x86_64", "--dest", downloads]
-            subprocess.run([sys.executable, "-m", "pip", "download", *options, f"sglang=={version}"], check=True)
-            with zipfile.ZipFile(next(Path(downloads).glob("*.whl"))) as wheel:
-                wheel.extractall(place)
+        _install(place, f"sglang=={version}")
+    if not (place / "transformers").is_dir():
+        _install(place, *_named(place, "sglang", ("transformers",)))
+        _install(place, *_named(place, "transformers", READERS))
     return place
+
+
+def _install(place: Path, *wanted: str) -> None:
+    """Unpack wheels into a folder, without what they require."""
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--python-version=3.11", "--implementation=cp"]
+    options += ["--abi=cp311", "--abi=abi3", "--abi=none", "--platform=manylinux_2_34_x86_64"]
+    options += ["--platform=manylinux_2_17_x86_64", "--platform=any", "--target", str(place)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, *wanted], check=True)
+
+
+def _named(place: Path, package: str, names: Sequence[str]) -> list[str]:
+    """Return what an unpacked package requires of some others."""
+    metadata = next(place.glob(f"{package}-*.dist-info/METADATA"), None)
+    if metadata is None:
+        raise SystemExit(
+            f"{place} does not hold all of the wheel of {package}: set MTPFIX_SGLANG_WHEELS to another folder"
+        )
+    text = metadata.read_text(encoding="utf-8")
+    found = map(Requirement, email.message_from_string(text).get_all("Requires-Dist", ()))
+    return [f"{one.name}{one.specifier}" for one in found if one.name in names and one.marker is None]
 
 
 def requirements(wheel: Path) -> Iterator[str]:

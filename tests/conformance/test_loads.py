@@ -24,7 +24,7 @@ from mtpfix.model import BuiltModule, Confidence, ModelPrediction, Observation, 
 from mtpfix.probe.compare import by_path, differences
 from tests.checkpoints import build
 from tests.conformance import environment, record
-from tests.conformance.record import GOLDEN, ROLES, ask, cases, digest, expand, is_asked
+from tests.conformance.record import FEW, GOLDEN, ROLES, ask, cases, digest, expand, is_asked
 from tests.families import FAMILIES
 
 RELEASES = sorted(
@@ -67,6 +67,13 @@ def answer_of(release: str, case: str) -> Mapping[str, Any]:
     return dict((golden(release, family) or {})[variant])
 
 
+def is_recorded(release: str, case: str) -> bool:
+    """Return whether a release was asked about a case; of a family that it has no class for, whether about any."""
+    family, _, variant = case.partition("/")
+    known = golden(release, family)
+    return known is not None and (not known or variant in known)
+
+
 @pytest.fixture(scope="session")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Subject]:
     """Every tiny checkpoint, built and read once."""
@@ -103,7 +110,7 @@ def test_prediction_is_what_the_engine_did(release: str, family: str, subjects: 
     wrong: list[str] = []
     engine, _, version = release.partition("-")
     for case, subject in subjects.items():
-        if not case.startswith(f"{family}/"):
+        if not case.startswith(f"{family}/") or not is_recorded(release, case):
             continue
         prediction = predict(subject, engine, version)
         answers: dict[Role, ModelPrediction] = {"target": prediction.target, "draft": prediction.draft}
@@ -123,8 +130,10 @@ def test_prediction_is_what_the_engine_did(release: str, family: str, subjects: 
 def test_recordings_cover_every_case_of_the_families_a_release_has() -> None:
     for release in RELEASES:
         for family in families_of(release):
-            wanted = {variant for one, variant in cases() if one == family}
-            assert set(golden(release, family) or ()) == wanted, (release, family)
+            every = {variant for one, variant in cases() if one == family}
+            recorded = set(golden(release, family) or ())
+            allowed = [every] if release in NEWEST else [every, set(FEW)]
+            assert recorded in allowed, (release, family)
 
 
 def test_the_newest_recorded_release_was_asked_about_every_family() -> None:
