@@ -370,6 +370,8 @@ def _relation(expected: tuple[int, ...] | None, actual: tuple[int, ...], dtype: 
     if _elements(expected) == _elements(actual) == 1 or (expected and _squeeze(expected) == _squeeze(actual)):
         compatible = dtype in parameter.dtypes or (dtype in PLAIN_DTYPES and parameter.dtypes[0] in PLAIN_DTYPES)
         return "same" if compatible else "dtype"
+    if len(expected) > 1 and len(actual) < 2 and _elements(actual) == 1:
+        return "single" if actual else "scalar"
     if len(expected) == len(actual) and expected[:-1] == actual[:-1]:
         return "wider" if actual[-1] > expected[-1] else "narrower"
     if len(expected) == len(actual) and expected[1:] == actual[1:]:
@@ -394,9 +396,11 @@ def _mismatch(layer: str, built: Format, slot: str, relation: str, loader: Loade
     forms = {"plain"} if built.plain else {"nvfp4"} if built in NVFP4 else {"other"}
     if built is Format.NVFP4_A16:
         forms.add("nvfp4-a16")
+    relations = (relation, "shape") if relation in ("scalar", "single") else (relation,)
     return next(
         (
             row
+            for relation in relations
             for row in loader.mismatch
             if layer in _names(row["layer"])
             and relation in _names(row["stored"])
