@@ -57,6 +57,17 @@ TORCH_DTYPES: Mapping[str, str] = {
     "F8_E8M0": "torch.float8_e8m0fnu",
 }
 """How torch prints the types of safetensors."""
+CONCATENATED: Mapping[str, str] = {
+    "BF16": "BFloat16",
+    "F16": "Half",
+    "F32": "Float",
+    "F64": "Double",
+    "U8": "Byte",
+    "I8": "Char",
+    "F8_E4M3": "Float8_e4m3fn",
+    "F8_E8M0": "Float8_e8m0fnu",
+}
+"""How torch calls them in the text about types that it cannot join."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +173,9 @@ def _load(
     planned = module.planned
     table = parameters_of(module.built, module.dialect)
     written: dict[str, int] = {}
-    joins = planned.scalars_joined is not None and len(present) == len(planned.places)
-    for place, item in [_join(present)] if joins else present:
+    if planned.scalars_joined is not None:
+        yield from _unjoinable(module, planned.scalars_joined, present)
+    for place, item in present if planned.scalars_joined is None else _join(present, len(planned.places)):
         turned = module.built.plain and place.part in planned.dequantizes and item.format in EIGHT_BIT
         if turned:
             written["weight"] = written.get("weight", 0) + 1
@@ -192,39 +204,75 @@ def _load(
                 continue
             written[suffix or "weight"] = written.get(suffix or "weight", 0) + 1
             yield from _copy(module, place, item, suffix, part, parameter, kind, loader)
-    if planned.scalars_joined is not None:
-        yield from _join_scalars(module, planned.scalars_joined, [item for _, item in present])
     yield from _unwritten(module, present, stored, table, written, loader)
 
 
-def _join(present: Sequence[tuple[Place, Stored]]) -> tuple[Place, Stored]:
-    """Return the parts of a module as one: its rows follow each other, and it is there when its last part is."""
+def _join(present: Sequence[tuple[Place, Stored]], count: int) -> Iterator[tuple[Place, Stored]]:
+    """Yield the parts of a module as one: its rows follow each other, and it is there when its last part is.
+
+    A loader that joins `count` parts keeps what it has while any is missing, and loads nothing of it.
+    """
+    if len(present) < count:
+        return
     place, last = max(present, key=lambda one: one[0].module)
     parts = {}
-    for suffix in set.intersection(*(set(item.parts) for _, item in present)):
-        pieces = [item.parts[suffix] for _, item in present]
+    for suffix, pieces in _pieces(present):
+        if _join_error(pieces):
+            continue
         rows = sum(piece.shape[0] for piece in pieces if piece.shape)
         shape = (rows, *pieces[-1].shape[1:]) if all(piece.shape for piece in pieces) else ()
         order = max((piece.order for piece in pieces), key=lambda one: (shard_key(one[0]), one[1]))
         parts[suffix] = replace(pieces[-1], shape=shape, order=order)
     shape = (sum(item.shape[0] if item.shape else 0 for _, item in present), *last.shape[1:])
-    return place, replace(last, shape=shape, parts=parts)
+    yield place, replace(last, shape=shape, parts=parts)
 
 
-def _join_scalars(module: Module, fact: Table, items: Sequence[Stored]) -> Iterator[Event]:
-    """Yield what is raised by a loader that joins the parts of a module: tensors without a dimension cannot be."""
-    if len(items) < len(module.planned.places):
+def _pieces(present: Sequence[tuple[Place, Stored]]) -> Iterator[tuple[str, list[Part]]]:
+    """Yield the suffixes that all parts of a module have, each with its tensors in the order of the parts."""
+    for suffix in sorted(set.intersection(*(set(item.parts) for _, item in present))):
+        yield suffix, [item.parts[suffix] for _, item in present]
+
+
+def _join_error(pieces: Sequence[Part]) -> str:
+    """Return what torch says of tensors that cannot be joined along their rows, empty where they can be.
+
+    Numbers without a dimension are left to the loader, where all are such.
+    """
+    scalars = [number for number, piece in enumerate(pieces) if not piece.shape]
+    if scalars:
+        apart = len(scalars) < len(pieces)
+        return f"zero-dimensional tensor (at position {scalars[0]}) cannot be concatenated" if apart else ""
+    first = pieces[0]
+    for number, piece in enumerate(pieces):
+        if piece.dtype != first.dtype and any(one.dtype.startswith("F8") for one in (piece, first)):
+            names = f"{CONCATENATED.get(first.dtype, first.dtype)} and {CONCATENATED.get(piece.dtype, piece.dtype)}"
+            return f"Promotion for Float8 Types is not supported, attempted to promote {names}"
+        if piece.shape[1:] != first.shape[1:] and len(piece.shape) == len(first.shape) == 2:
+            return (
+                f"Sizes of tensors must match except in dimension 0. Expected size {first.shape[1]} but got size "
+                f"{piece.shape[1]} for tensor number {number} in the list."
+            )
+    return ""
+
+
+def _unjoinable(module: Module, fact: Table, present: Sequence[tuple[Place, Stored]]) -> Iterator[Event]:
+    """Yield what a loader raises that joins the parts of a module, of tensors that cannot be joined."""
+    if len(present) < len(module.planned.places):
         return
-    for suffix in sorted(set.intersection(*(set(item.parts) for item in items))):
-        if any(item.parts[suffix].shape for item in items):
-            continue
-        shard, tensor, name = max(
-            (shard_key(item.parts[suffix].order[0]), item.parts[suffix].order[1], item.module) for item in items
-        )
-        because = (*module.because, fact["source"])
-        yield Event(
-            "scale-shape", Outcome.CRASH, name, tensor, fact["does"], fact["text"], because, (LOAD, shard, tensor)
-        )
+    kinds = [kind_of(item, module.built, module.dialect) for _, item in present]
+    kind = next((one for one in kinds if one != "same"), "scale-shape")
+    for _, pieces in _pieces(present):
+        text = _join_error(pieces)
+        error = "RuntimeError"
+        if not text and fact["does"] != "first" and not any(piece.shape for piece in pieces):
+            error, text = fact["does"], fact["text"]
+        if text:
+            shard, tensor, name = max(
+                (shard_key(piece.order[0]), piece.order[1], item.module)
+                for piece, (_, item) in zip(pieces, present, strict=True)
+            )
+            because = (*module.because, fact["source"])
+            yield Event(kind, Outcome.CRASH, name, tensor, error, text, because, (LOAD, shard, tensor))
 
 
 def _seen(item: Stored, loader: Loader) -> Stored:
