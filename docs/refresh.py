@@ -107,33 +107,34 @@ CLASSES = {
 
 
 def _glue(block: re.Match[str]) -> str:
-    """Return a block of docs/glue.md: how the layer is `built` according to the knowledge, or what was `seen`."""
-    lines = _glue_built() if block[2] == "built" else _glue_seen()
+    """Return a block of docs/glue.md: how an engine has `built` the layer by the knowledge, or what was `seen`."""
+    what, _, engine = block[2].partition("_")
+    lines = _glue_built(engine) if what == "built" else _glue_seen(engine)
     return block[1] + "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + block[3]
 
 
-def _glue_built() -> Iterator[tuple[str, ...]]:
+def _glue_built(name: str) -> Iterator[tuple[str, ...]]:
     from mtpfix import families
     from mtpfix.engines import load, range_text
 
-    engine = load("vllm")
-    header = ("family", "on disk", "class of the layer", "lists are asked with", "vLLM", "source")
+    engine = load(name)
+    header = ("family", "on disk", "class of the layer", "lists are asked with", engine.title, "source")
     yield from (header, tuple("---" for _ in header))
     for family in map(families.load, families.names()):
         found: dict[tuple[str, ...], list[str]] = {}
         for release in engine.releases:
-            for row in _glue_of(family, release):
+            for row in _glue_of(family, name, release):
                 found.setdefault(row, []).append(release)
         for (disk, kind, asked, source), releases in found.items():
             text = range_text(engine, releases).removeprefix(engine.name).strip() or "all"
             yield family.title, f"`{disk}`", kind, asked, text, source
 
 
-def _glue_of(family: Any, release: str) -> Iterator[tuple[str, ...]]:
+def _glue_of(family: Any, engine: str, release: str) -> Iterator[tuple[str, ...]]:
     """Yield name on disk, class, name for the lists and source of the layer in one release."""
     from mtpfix.facts import covers, pick
 
-    blocks = {id(one): one for name in family.architectures for one in family.models("vllm", "draft", name, release)}
+    blocks = {id(one): one for name in family.architectures for one in family.models(engine, "draft", name, release)}
     for block in blocks.values():
         for group in block.get("group", ()):
             listings = group["modules"] if covers(group.get("versions", "*"), release) else ()
@@ -154,15 +155,16 @@ def _glue_of(family: Any, release: str) -> Iterator[tuple[str, ...]]:
                 yield disk, CLASSES[entry["layer"]], asked, str(entry.get("source", ""))
 
 
-def _glue_seen() -> Iterator[tuple[str, ...]]:
+def _glue_seen(name: str) -> Iterator[tuple[str, ...]]:
     from packaging.version import Version
 
     from mtpfix import families
+    from mtpfix.engines import load
 
     golden = ROOT / "tests" / "conformance" / "golden"
-    header = ("family", "the layer is packed", "vLLM", "the draft", "at")
+    header = ("family", "the layer is packed", load(name).title, "the draft", "at")
     yield from (header, tuple("---" for _ in header))
-    folders = sorted(golden.glob("vllm-*"), key=lambda path: Version(path.name.removeprefix("vllm-")))
+    folders = sorted(golden.glob(f"{name}-*"), key=lambda path: Version(path.name.removeprefix(f"{name}-")))
     recorded = {path.stem for folder in folders for path in folder.glob("*.json")}
     for family in map(families.load, families.names()):
         if family.name not in recorded:
@@ -174,7 +176,7 @@ def _glue_seen() -> Iterator[tuple[str, ...]]:
                 answers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
                 draft = answers.get(variant, {}).get("draft")
                 if draft is not None:
-                    found.setdefault(_told(draft), []).append(folder.name.removeprefix("vllm-"))
+                    found.setdefault(_told(draft), []).append(folder.name.removeprefix(f"{name}-"))
             for (told, tensor), releases in found.items():
                 yield family.title, how, _releases(releases), told, tensor
 

@@ -33,6 +33,7 @@ from tests.modules import (
 from tests.newest_families import NEWEST
 from tests.qwen_modules import VISION, VISION_TINY, hybrid, linear_attention, vision_tower
 from tests.recent_families import RECENT
+from tests.sglang_families import SGLANG
 from tests.wrapped_families import WRAPPED
 
 # ---------------------------------------------------------------------------------------------- Qwen family
@@ -1281,6 +1282,7 @@ FAMILIES = {
         *WRAPPED,
         *LATENT,
         *NEWEST,
+        *SGLANG,
     )
 }
 

@@ -91,7 +91,7 @@ SPOILT_FAMILIES: dict[str, tuple[Callable[[Table], object], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", families.names())
+@pytest.mark.parametrize("name", [name for name in families.names() if "vllm" in families.load(name).table])
 @pytest.mark.parametrize("mistake", SPOILT_FAMILIES)
 def test_every_kind_of_mistake_in_a_family_file_is_found(name: str, mistake: str) -> None:
     family = families.load(name)
