@@ -47,7 +47,8 @@ class Planned:
     `places` are the names on disk it is fed from, stored or not; `prefix` is what the engine asks its lists,
     `param` the parameter path its messages show, `root` that of its group; `index` the number of its layer, `absent`
     whether nothing of that layer is stored. It is built plain under the methods of `plain_for`, unless an allow-list
-    has a name that begins with `unless_listed`; and where a compressed-tensors list has the name `plain_if_listed`.
+    has a name that begins with `unless_listed`; where a compressed-tensors list has the name `plain_if_listed`; and
+    where an excluding pattern of GPTQ holds the text `plain_if_pattern`.
     `refused` is what its constructor raises where the lists leave it quantized. `shares_weight`: of the target's module
     only the weight is put there; `shares_packed`: and that module is built quantized whenever this one is. `experts`:
     how many a mixture has, 0 where that is unknown.
@@ -75,6 +76,7 @@ class Planned:
     dequantizes: tuple[str, ...] = ()
     scalars_joined: Table | None = None
     plain_if_listed: str = ""
+    plain_if_pattern: str = ""
     shares_packed: bool = False
     suffixes: tuple[str, ...] = ()
     no_slot: Table = field(default_factory=dict)
@@ -170,6 +172,7 @@ def _modules(
     prefix = fill(pick(group.get("prefix", root), version), numbers, index)
     param = fill(pick(group.get("param", prefix), version), numbers, index)
     plain_for = pick(group.get("plain_for"), version) or ()
+    plain_if_pattern = str(pick(group.get("plain_if_pattern"), version) or "")
     for listing in group["modules"]:
         for entry in family.table["modules"][listing]:
             if not covers(entry.get("versions", "*"), version) or not holds(entry.get("when"), numbers, index):
@@ -204,6 +207,7 @@ def _modules(
                 dequantizes=tuple(entry.get("dequantizes", ())),
                 scalars_joined=pick(entry.get("scalars_joined"), version),
                 plain_if_listed=_below(prefix, entry["plain_if_listed"]) if "plain_if_listed" in entry else "",
+                plain_if_pattern=plain_if_pattern,
                 suffixes=tuple(entry.get("suffixes", ())),
                 no_slot=entry.get("no_slot", {}),
                 split=bool(entry.get("split", True)),

@@ -19,14 +19,19 @@ from mtpfix.families import Family
 
 SOURCE = re.compile(r"[\w./-]+\.py:\d+@\d+\.\d+(\.\w+)*")
 
-FAMILY_KEYS = {"name", "title", "architectures", "verified", "served", "text", "numbers", "disk", "mappers", "modules"}
+FAMILY_KEYS = {
+    "name", "title", "architectures", "verified", "gptq", "served", "text", "numbers", "disk", "mappers", "modules",
+}  # fmt: skip
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "cache_scales", "deferred", "splits",
-    "unpredicted", "unpredicted_when",
+    "unpredicted", "unpredicted_when", "g_idx",
     "source",
 }  # fmt: skip
-GROUP_KEYS = {"disk", "prefix", "param", "modules", "versions", "when", "plain_for", "plain_unless_listed", "source"}
+GROUP_KEYS = {
+    "disk", "prefix", "param", "modules", "versions", "when", "plain_for", "plain_unless_listed", "plain_if_pattern",
+    "source",
+}  # fmt: skip
 MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
@@ -73,6 +78,9 @@ def check_family(family: Family, known: Sequence[Engine]) -> Iterator[str]:
     where = f"{family.name}.toml"
     yield from _unknown_keys(family.table, FAMILY_KEYS | {engine.name for engine in known}, where)
     yield from _check_verified(family, known, where)
+    for name, run in family.table.get("gptq", {}).items():
+        releases = next((engine.verified for engine in known if engine.name == name), ())
+        yield from (f"{where}: gptq: {one} is no release of {name} that was run" for one in set(run) - set(releases))
     yield from (
         f"{where}: served: {name} is not among the file's architectures"
         for entry in family.table.get("served", ())

@@ -14,6 +14,9 @@ from mtpfix.engines import Engine
 from mtpfix.engines.components import ComponentList, ComponentRules
 from mtpfix.engines.components import excluded as excluded_by_components
 from mtpfix.engines.components import skipped as skipped_by_components
+from mtpfix.engines.gptq import METHODS as GPTQ
+from mtpfix.engines.gptq import excluded as excluded_by_pattern
+from mtpfix.engines.gptq import patterns, within
 from mtpfix.engines.mapping import Entries, Manner, from_toml
 from mtpfix.engines.matching import (
     Algorithms,
@@ -45,6 +48,14 @@ CLASS_NAMES: Mapping[str, str] = {
     "head": "ParallelLMHead",
     "table": "",
 }
+
+
+REWRITES: Mapping[str, str] = {
+    "compressed-tensors": "ct_rewrite",
+    "fp8": "fp8_rewrite",
+    **dict.fromkeys(GPTQ, "gptq_rewrite"),
+}
+"""Facts that say which entries of an exclude list a name mapper touches, by method; else it is ModelOpt's."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,16 @@ class Lists:
         return prepare(self.excludes)
 
     @cached_property
+    def patterns(self) -> Listing:
+        """Return the patterns of `dynamic` that exclude, prepared."""
+        return prepare(patterns(self.excludes))
+
+    @cached_property
+    def within(self) -> Listing:
+        """Return the names of which one is part of what is packed, prepared."""
+        return prepare(self.layers)
+
+    @cached_property
     def components(self) -> ComponentList:
         """Return the exclude list, prepared to be held against the components of names."""
         return ComponentList(self.listing)
@@ -99,12 +120,12 @@ class Lists:
 
 def prepare_lists(resolved: Resolved, engine: Engine, version: str) -> Lists:
     """Return the lists of a freshly made configuration object, which no mapper has touched."""
-    rewrite = {"compressed-tensors": "ct_rewrite", "fp8": "fp8_rewrite"}.get(resolved.method or "", "modelopt_rewrite")
+    rewrite = REWRITES.get(resolved.method or "", "modelopt_rewrite")
     groups: Sequence[Group] = resolved.declaration.groups if resolved.declaration else ()
     return Lists(
         resolved=resolved,
         excludes=Entries.read(resolved.excludes),
-        layers=Entries.read(resolved.layers),
+        layers=Entries.read(resolved.layers if resolved.within is None else resolved.within),
         targets=Entries.read(target for group in groups for target in group.targets),
         manners={"excludes": engine.fact(rewrite, version)[0], "layers": engine.fact("mixed_rewrite", version)[0]},
         drops=bool(engine.fact("mapper_drops", version)[0]),
@@ -143,6 +164,8 @@ class Decider:
             return self._compressed(prefix, layer)
         if method == "fp8":
             return self._fp8(prefix, layer)
+        if method in GPTQ:
+            return self._gptq(prefix, layer)
         if layer == "table" and method == "modelopt_mixed":
             return self._table(prefix)
         if self._fact("modelopt_matcher") == "components":
@@ -237,6 +260,25 @@ class Decider:
             return Decision(Format.BF16, Dialect.OTHER, match.written, because, match.error)
         scheme = self.lists.resolved.scheme
         return Decision(scheme.format if scheme else Format.UNKNOWN, Dialect.OTHER, None, because)
+
+    def _gptq(self, prefix: str, layer: str) -> Decision:
+        scheme = self.lists.resolved.scheme
+        packed = Decision(
+            scheme.format if scheme else Format.UNKNOWN,
+            Dialect.OTHER,
+            None,
+            self._sources("gptq_experts" if layer == "experts" else "gptq_empty"),
+        )
+        if layer == "table" or (layer == "head" and not self.lists.resolved.head):
+            return replace(packed, format=Format.BF16)
+        match = excluded_by_pattern(prefix, self.lists.patterns)
+        if layer != "experts":
+            listed = within(prefix, self.lists.within, self.packed, all_if_empty=self._fact("gptq_empty"))
+            if listed.plain or listed.error is not None:
+                return replace(packed, format=Format.BF16, entry=match.written, error=listed.error)
+        if match.plain:
+            return replace(packed, format=Format.BF16, entry=match.written)
+        return packed
 
     def _compressed(self, prefix: str, layer: str) -> Decision:
         rules = CompressedRules(

@@ -57,6 +57,13 @@ def resolve_inline(declarations: Sequence[Declaration], facts: Facts, architectu
         return Resolved(named, judged or other, error=(refused.name, refused.text), because=because)
 
 
+GPTQ = "gptq_marlin"
+"""What becomes of GPTQ where its numbers suit the Marlin kernels: srt/layers/quantization/gptq/gptq.py:414@0.5.23.
+
+Where they do not, some releases refuse it and others run it; neither is predicted.
+"""
+
+
 def _at(declarations: Sequence[Declaration], *path: str) -> Declaration | None:
     return next((one for one in declarations if one.file == "config.json" and one.path == path), None)
 
@@ -78,7 +85,8 @@ def _method(block: Declaration, facts: Facts, architecture: str) -> str:
     if block.path == ("quantization_config",) and ("" if named is None else named) in facts["inline_methods"]:
         inner = _inner(raw) if facts["nested_inline"] else raw
         named = _parsed(inner, facts, architecture) or named
-    return str(named or "").lower()
+    method = str(named or "").lower()
+    return GPTQ if method == "gptq" and GPTQ in facts["methods"] else method
 
 
 def _parsed(inner: Mapping[str, Any], facts: Facts, architecture: str) -> str | None:

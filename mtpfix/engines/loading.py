@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from mtpfix.checkpoint.names import WEIGHTS
 from mtpfix.checkpoint.stored import variants
 from mtpfix.engines.blueprint import Place, Planned
 from mtpfix.engines.mapping import NameMapper
@@ -74,8 +75,9 @@ CONCATENATED: Mapping[str, str] = {
 class Loader:
     """The facts of one model's loader at one release: tables as in docs/knowledge.md, picked for the release.
 
-    `unread`: parameters that weight-only layers have and never read. `deferred`: tensors are copied by other threads,
-    and what fails there is raised after all were handed out, or, where it is `lost`, by nobody.
+    `unread`: parameters that weight-only layers have and never read. `dropped`: suffixes of tensors that the engine
+    passes over, whatever is built; `unplaced`: those that no layer has a parameter for. `deferred`: tensors are copied
+    by other threads, and what fails there is raised after all were handed out, or, where it is `lost`, by nobody.
     """
 
     model_class: str
@@ -92,6 +94,8 @@ class Loader:
     cache_scales: Table
     mappers: Mapping[str, NameMapper]
     unread: Sequence[str] = ()
+    dropped: tuple[str, ...] = ()
+    unplaced: tuple[str, ...] = ()
     deferred: bool = False
     lost: bool = False
     uneventful: set[object] = field(default_factory=set)
@@ -181,7 +185,7 @@ def _load(
             written["weight"] = written.get("weight", 0) + 1
         kind = kind_of(item, module.built, module.dialect)
         for suffix, part in item.parts.items():
-            if turned and suffix in BLOCK_SUFFIXES:
+            if (turned and suffix in BLOCK_SUFFIXES) or suffix in loader.dropped:
                 continue
             if suffix in CACHE_SCALES:
                 if loader.cache_scales["does"] == "refuse":
@@ -194,7 +198,9 @@ def _load(
                 written[suffix] = written.get(suffix, 0) + 1
                 continue
             parameter = table.get(suffix) or (table.get("weight") if suffix == "" else None)
-            if parameter is None or (planned.suffixes and suffix not in planned.suffixes):
+            if suffix in loader.unplaced or (planned.suffixes and suffix not in planned.suffixes):
+                parameter = None
+            if parameter is None:
                 yield from _unknown(module, place, suffix, part, kind, loader)
                 continue
             if parameter.shape == "1" and place.part in planned.no_slot.get("parts", ()):
@@ -547,7 +553,7 @@ def _without_experts(module: Module, present: Sequence[tuple[Place, Stored]]) ->
     found: dict[str, frozenset[int]] = {}
     for place, item in present:
         if item.experts:
-            having = next((part.experts for suffix, part in item.parts.items() if suffix.startswith("weight")), None)
+            having = next((part.experts for suffix, part in item.parts.items() if _holds_numbers(suffix)), None)
             found[place.module] = found.get(place.module, frozenset()) | (having or frozenset())
     everyone = frozenset(range(module.planned.experts)) or frozenset[int]().union(*found.values())
     order = (AFTER, f"{module.position:08d}", "")
@@ -555,6 +561,10 @@ def _without_experts(module: Module, present: Sequence[tuple[Place, Stored]]) ->
         if lacking := everyone - experts:
             expert = name.replace(EXPERT, str(min(lacking)), 1)
             yield _silent("weight-missing", name, expert, module, order, len(lacking))
+
+
+def _holds_numbers(suffix: str) -> bool:
+    return suffix.startswith("weight") or suffix in WEIGHTS
 
 
 def _half_shared(module: Module, stored: Mapping[str, Stored], order: tuple[int, str, str]) -> Iterator[Event]:

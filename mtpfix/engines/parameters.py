@@ -1,7 +1,8 @@
 """The parameters a quantized layer has in vLLM's loaders: which suffixes, of which dtype, of which shape.
 
 Shapes are formulas over the rows `n` and columns `k` of the unpacked weight. Sources: vLLM's create_weights methods,
-model_executor/layers/quantization/modelopt.py:1960@0.32.0, fp8.py:330@0.32.0, compressed_tensors/schemes/*@0.32.0.
+model_executor/layers/quantization/modelopt.py:1960@0.32.0, fp8.py:330@0.32.0, compressed_tensors/schemes/*@0.32.0,
+auto_gptq.py:428@0.30.0, gptq_marlin.py:472@0.21.0.
 """
 
 from __future__ import annotations
@@ -39,6 +40,18 @@ _NVFP4: Mapping[str, Parameter] = {
     "input_scale": Parameter(_SCALE, "1"),
     **_BIAS,
 }
+
+
+def _gptq(bits: int) -> Mapping[str, Parameter]:
+    """Return what GPTQ has, for Marlin kernels: words along the columns; how many groups there are is not said here."""
+    return {
+        "qweight": Parameter(("I32",), f"k/{32 // bits},n"),
+        "qzeros": Parameter(("I32",), "?"),
+        "scales": Parameter(PLAIN_DTYPES, "?"),
+        "g_idx": Parameter(("I32",), "k", needed=False),
+        **_BIAS,
+    }
+
 
 _TABLE: Mapping[tuple[Dialect, Format], Mapping[str, Parameter]] = {
     (Dialect.MODELOPT, Format.NVFP4): _NVFP4,
@@ -111,6 +124,8 @@ _TABLE: Mapping[tuple[Dialect, Format], Mapping[str, Parameter]] = {
         "input_scale": Parameter(_SCALE, "1", needed=False),
         **_BIAS,
     },
+    (Dialect.OTHER, Format.INT4): _gptq(4),
+    (Dialect.OTHER, Format.INT8): _gptq(8),
     (Dialect.OTHER, Format.FP8): {
         "weight": Parameter(_F8, "n,k"),
         "weight_scale": Parameter(_SCALE, "1"),

@@ -19,6 +19,8 @@ from mtpfix.checkpoint.stored import stored_modules
 from mtpfix.engines import Engine, load
 from mtpfix.engines.blueprint import Blueprint, Names, Planned, draw, full_names, holds
 from mtpfix.engines.decide import Decider, Lists, prepare_lists
+from mtpfix.engines.gptq import METHODS as GPTQ
+from mtpfix.engines.gptq import odd_experts, packed_names
 from mtpfix.engines.loading import (
     CACHE_SCALES,
     COMPLETE,
@@ -135,8 +137,11 @@ class Subject:
         return MtpSummary(declared, present=count > 0, tensors=count, prefixes=prefixes)
 
     def confidence(self, engine: Engine, version: str) -> Confidence:
-        """Return whether a release was run with checkpoints of this architecture, or only read."""
+        """Return whether a release was run with checkpoints of this architecture, of GPTQ where it is that, or read."""
         if self.family is None:
+            return Confidence.DERIVED
+        run = self.family.table.get("gptq", {}).get(engine.name, ())
+        if version not in run and any(block.method == "gptq" for block in self.checkpoint.declarations):
             return Confidence.DERIVED
         return engine.confidence(version, self.family, self.served_as)
 
@@ -169,7 +174,7 @@ def predict(
     subject = checkpoint if isinstance(checkpoint, Subject) else Subject(checkpoint)
     known = engine if isinstance(engine, Engine) else load(engine)
     blocks = tuple(subject.checkpoint.declarations if declarations is None else declarations)
-    resolved = resolve(blocks, known, version, subject.architecture)
+    resolved = _with_packed(resolve(blocks, known, version, subject.architecture), subject)
     target, lists = _predict_role(subject, known, version, resolved, "target", None, ranks)
     draft, _ = _predict_role(subject, known, version, resolved, "draft", lists, ranks)
     return Prediction(
@@ -181,6 +186,22 @@ def predict(
         method=resolved.method,
         deciding=resolved.declaration,
     )
+
+
+def _with_packed(resolved: Resolved, subject: Subject) -> Resolved:
+    """Return a resolved block of GPTQ with the names that an engine takes for packed where the block says none."""
+    if resolved.method not in GPTQ or resolved.error is not None or not resolved.simulated:
+        return resolved
+    if subject.checkpoint.left_out:
+        return replace(resolved, simulated=False, reason=f"{LEFT_OUT}, and which modules are packed is not known")
+    group = resolved.scheme.group_size if resolved.scheme else None
+    odd = odd_experts(subject.stored.values(), group or 0)
+    if odd:
+        reason = f"what is built for experts as wide as {odd} is not predicted"
+        return replace(resolved, simulated=False, reason=reason)
+    if resolved.within is None:
+        return replace(resolved, within=packed_names(subject.checkpoint.tensors))
+    return resolved
 
 
 def knowledge_key(subject: Subject, engine: Engine, version: str) -> str:
@@ -249,6 +270,8 @@ def _predict_role(
     if not resolved.simulated:
         reason = resolved.reason or f"the quantization method {resolved.method} is not predicted"
         return _unpredicted(role, reason), None
+    if resolved.method in GPTQ and engine.name not in family.table.get("gptq", {}):
+        return _unpredicted(role, f"what {engine.title} does with {family.title} in GPTQ is not predicted"), None
     if not {"*", resolved.method}.isdisjoint(block.get("unpredicted", ())):
         return _unpredicted(role, f"what {pick(block['class'], version)} does here is not predicted"), None
     lists = _lists(family, block, engine, version, resolved, target_lists, numbers)
@@ -288,8 +311,10 @@ def _packed(
     return {}
 
 
-def _loader(family: Family, block: Table, engine: Engine, version: str, numbers: Numbers) -> Loader:
+def _loader(family: Family, block: Table, engine: Engine, version: str, numbers: Numbers, resolved: Resolved) -> Loader:
     unknown = pick(block.get("unknown", {"does": "skip"}), version)
+    beside = tuple(engine.fact("gptq_dropped", version)[0] or ()) if resolved.method in GPTQ else ()
+    refused = block.get("g_idx") == "refused"
     return Loader(
         model_class=str(pick(block["class"], version)),
         unknown=unknown,
@@ -300,6 +325,8 @@ def _loader(family: Family, block: Table, engine: Engine, version: str, numbers:
         experts_infix=engine.fact("experts_infix", version)[0] or "",
         never_loaded=engine.fact("scale_never_loaded", version)[0] or None,
         unread=engine.fact("unread_parameters", version)[0] or (),
+        dropped=() if refused else beside,
+        unplaced=beside if refused else (),
         takes=_pattern(block, "takes", version, numbers),
         skips=_pattern(block, "skips", version, numbers),
         mappers={name: from_toml(table) for name, table in family.table.get("mappers", {}).items()},
@@ -336,7 +363,7 @@ def _simulate(
     family, numbers = subject.family, subject.numbers
     if family is None or numbers is None:
         return _unpredicted(role, "no family file knows this architecture")
-    loader = _loader(family, block, engine, version, numbers)
+    loader = _loader(family, block, engine, version, numbers, resolved)
     blueprint = draw(family, block, numbers, subject.names, version)
     broken = _broken(block, version, resolved.method or "", numbers)
     events: list[Event] = [*broken, *_short_arrays(block, numbers, version)]
@@ -356,6 +383,7 @@ def _simulate(
             planned.never
             or ((resolved.method or "") in planned.plain_for and not _is_listed(planned, resolved))
             or (resolved.method == "compressed-tensors" and planned.plain_if_listed in decider.lists.excludes.names)
+            or (resolved.method in GPTQ and _is_hinted(planned, resolved))
         )
         decision = decider.decide(planned.prefix, planned.layer, plain=plain)
         because = tuple(dict.fromkeys(source for source in (*decision.because, planned.source) if source))
@@ -410,6 +438,12 @@ def _is_there(planned: Planned, decider: Decider, method: str | None) -> bool:
         if plain is not wanted:
             return False
     return True
+
+
+def _is_hinted(planned: Planned, resolved: Resolved) -> bool:
+    """Return whether a pattern that excludes holds the text for which the engine builds all of a group plain."""
+    text = planned.plain_if_pattern
+    return bool(text) and any(text in pattern for pattern in resolved.excludes)
 
 
 def _is_listed(planned: Planned, resolved: Resolved) -> bool:

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtpfix.engines import Engine
+from mtpfix.engines.gptq import METHODS as GPTQ
+from mtpfix.engines.gptq import method_of, resolve_gptq
 from mtpfix.engines.inline import resolve_inline
 from mtpfix.engines.matching import refused_patterns
-from mtpfix.engines.resolved import FORMATS, SIMULATED, Facts, RefusedError, Resolved
+from mtpfix.engines.resolved import FORMATS, KEY_MISSING, SIMULATED, Facts, RefusedError, Resolved
 from mtpfix.model import Declaration, Format, Scheme
 
 UNKNOWN_METHOD = "Unknown quantization method: {method}. Must be one of {methods}."
@@ -35,7 +37,6 @@ NO_LAYERS = "MIXED_PRECISION quant_algo requires a non-empty 'quantized_layers' 
 NOT_SERIALIZED = "MXFP8 quantization requires a serialized checkpoint. Dynamic quantization is not supported."
 NO_FILE = "Cannot find the config file for modelopt_mixed"
 OTHER_PRODUCER = "Unsupported quantization config found for modelopt_mixed in {file}."
-KEY_MISSING = "Cannot find any of {keys} in the model's quantization config."
 ACTIVATIONS = "Unsupported activation scheme {scheme}"
 BLOCK_DIMENSIONS = "The quantization block size of weight must have 2 dimensions, but got {count} dimensions"
 BLOCK_ACTIVATIONS = (
@@ -108,6 +109,8 @@ def _method(block: Declaration, facts: Facts) -> str | None:
         method = _OVERRIDES[facts["modelopt_override"]](raw) or method
     elif method == "auto-round":
         method = facts["auto_round"]
+    elif method == "gptq":
+        method = method_of(raw, facts)
     if not method:
         return None
     methods: list[str] = facts["methods"]
@@ -195,6 +198,8 @@ def _build(declarations: Sequence[Declaration], block: Declaration, method: str 
         resolved = _compressed(block, facts)
     elif method == "fp8":
         resolved = _fp8(block, facts)
+    elif method in GPTQ:
+        resolved = resolve_gptq(block, method, facts)
     else:
         resolved = _modelopt(_mixed_block(declarations, block, method, facts), method, facts)
     return resolved

@@ -12,7 +12,18 @@ from typing import Any
 from mtpfix.engines import Engine
 from mtpfix.model import Declaration, Format, Scheme
 
-SIMULATED = frozenset({"modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed", "compressed-tensors", "fp8"})
+SIMULATED = frozenset(
+    {
+        "modelopt",
+        "modelopt_fp4",
+        "modelopt_mxfp8",
+        "modelopt_mixed",
+        "compressed-tensors",
+        "fp8",
+        "gptq_marlin",
+        "auto_gptq",
+    }
+)
 """Methods whose matching is known here; a checkpoint without any method is simulated as well."""
 
 FORMATS: Mapping[str, Format] = {
@@ -27,6 +38,9 @@ FORMATS: Mapping[str, Format] = {
 """What a layer is built as for each algorithm of ModelOpt."""
 
 
+KEY_MISSING = "Cannot find any of {keys} in the model's quantization config."
+
+
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """What an engine makes of a checkpoint's declarations.
@@ -35,7 +49,8 @@ class Resolved:
     lists count; `excludes` its list under the key that the engine reads, `layers` the algorithm of each name of an
     allow-list (None where the entry has none). `algo` and `scheme` hold for the whole model, None where lists say.
     `error` is the class and exact text of the exception that refuses the block. `simulated` is False where this package
-    does not know the method's matching; `reason` then says so.
+    does not know the method's matching; `reason` then says so. Of GPTQ, `within` are the names that a block says are
+    packed (None: the stored tensors say so), and `head` is whether the language model head is.
     """
 
     method: str | None
@@ -48,6 +63,8 @@ class Resolved:
     layers: Mapping[str, str | None] = field(default_factory=dict)
     simulated: bool = True
     reason: str = ""
+    within: tuple[str, ...] | None = None
+    head: bool = False
 
 
 class RefusedError(Exception):

@@ -8,10 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from mtpfix.checkpoint.document import parse_document
 from mtpfix.checkpoint.names import describe_names
+from mtpfix.engines.gptq import NOT
+from mtpfix.errors import MtpfixError
 from mtpfix.families import branch_prefixes
-from mtpfix.fix.operations import AddEntry, Operation, Path, RemoveEntry, set_value
+from mtpfix.fix.operations import (
+    QUANTIZE_CONFIG,
+    AddEntry,
+    Operation,
+    Path,
+    RemoveEntry,
+    RemoveKey,
+    SetValue,
+    set_value,
+)
+from mtpfix.fix.snapshot import read_file
 from mtpfix.fix.trial import Bad, Trial, modules_of
 from mtpfix.model import EXPERT, Checkpoint, Declaration, Format, Role, Stored
 from mtpfix.rules.context import Occurrence
@@ -50,23 +64,56 @@ def additions(checkpoint: Checkpoint, entries: Iterable[str]) -> tuple[Operation
     """Return the operations that put entries into the list of every file that lacks them."""
     wanted = list(entries)
     return tuple(
-        AddEntry(block.file, path, entry)
+        operation
         for block in edited_blocks(checkpoint)
         if (path := list_path(block)) is not None
         for entry in wanted
         if entry not in block.excludes
+        for operation in _added_to(block, checkpoint, path, entry)
     )
+
+
+def _added_to(block: Declaration, checkpoint: Checkpoint, path: Path, entry: str) -> Iterator[Operation]:
+    """Yield what puts an entry into a list; GPTQ's is an object, of which a second file has a copy."""
+    if block.method != "gptq":
+        yield AddEntry(block.file, path, entry)
+        return
+    yield set_value(block.file, (*path, entry), {})
+    if entry not in _copied(checkpoint, {entry: {}}):
+        yield set_value(QUANTIZE_CONFIG, (path[-1], entry), {})
+
+
+def _removed_from(block: Declaration, checkpoint: Checkpoint, path: Path, entry: str) -> Iterator[Operation]:
+    if block.method != "gptq":
+        yield RemoveEntry(block.file, path, entry)
+        return
+    yield RemoveKey(block.file, (*path, entry))
+    if entry in _copied(checkpoint, {}):
+        yield RemoveKey(QUANTIZE_CONFIG, (path[-1], entry))
+
+
+def _copied(checkpoint: Checkpoint, absent: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `dynamic` of the copy of GPTQ's block, or what stands for it where there is no copy that can be read."""
+    if checkpoint.root is None or not (checkpoint.root / QUANTIZE_CONFIG).is_file():
+        return absent
+    try:
+        document = parse_document(read_file(checkpoint.root, QUANTIZE_CONFIG), QUANTIZE_CONFIG, nan=True).value
+    except MtpfixError:
+        return absent
+    found = document.get("dynamic") or {}
+    return found if isinstance(found, Mapping) else absent
 
 
 def removals(checkpoint: Checkpoint, entries: Iterable[str]) -> tuple[Operation, ...]:
     """Return the operations that take entries out of every list that has them."""
     unwanted = list(entries)
     return tuple(
-        RemoveEntry(block.file, path, entry)
+        operation
         for block in edited_blocks(checkpoint)
         if (path := list_path(block)) is not None
         for entry in unwanted
         if entry in block.excludes
+        for operation in _removed_from(block, checkpoint, path, entry)
     )
 
 
@@ -113,7 +160,12 @@ def find_entries(
 
 
 def _added(operations: Iterable[Operation]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(one.entry for one in operations if isinstance(one, AddEntry)))
+    found = (
+        one.entry if isinstance(one, AddEntry) else one.path[-1]
+        for one in operations
+        if isinstance(one, (AddEntry, SetValue))
+    )
+    return tuple(dict.fromkeys(found))
 
 
 def names_of(one: Occurrence) -> tuple[str, ...]:
@@ -132,8 +184,9 @@ def candidates(trial: Trial, modules: Sequence[str], prefixes: Sequence[str]) ->
     subject = trial.context.subject
     methods = {block.method for block in edited_blocks(subject.checkpoint)}
     spellings = next((SPELLINGS[method] for method in SPELLINGS if method in methods), ())
-    exact = list(dict.fromkeys(prefixes))
-    parents = list(dict.fromkeys(without_expert(name) for name in modules))
+    literal = next((LITERALS[method] for method in methods if method in LITERALS), str)
+    exact = list(dict.fromkeys(map(literal, prefixes)))
+    parents = list(dict.fromkeys(literal(without_expert(name)) for name in modules))
     if len(modules) == 1 and len(exact) == 1:
         yield parents
         yield exact
@@ -144,7 +197,9 @@ def candidates(trial: Trial, modules: Sequence[str], prefixes: Sequence[str]) ->
             for root in branch_prefixes(subject.family, subject.numbers)
             if any(name.startswith(root) for name in inside)
         ]
-        outside = [prefix for prefix in exact if not any(prefix.startswith(root) for root in roots)]
+        outside = [
+            literal(prefix) for prefix in dict.fromkeys(prefixes) if not any(prefix.startswith(root) for root in roots)
+        ]
         others = {root for root in roots for name in subject.stored if _begins_another(name, root)}
         globs = [[spell(root, root in others) for root in roots] for spell in spellings]
         for entries in globs:
@@ -158,7 +213,8 @@ def candidates(trial: Trial, modules: Sequence[str], prefixes: Sequence[str]) ->
     yield parents
     yield exact
     yield [*parents, *exact]
-    containers = list(dict.fromkeys(name.rpartition(".")[0] for name in parents if "." in name))
+    names = dict.fromkeys(without_expert(name) for name in modules)
+    containers = list(dict.fromkeys(name.rpartition(".")[0] for name in names if "." in name))
     for spell in spellings:  # a fused layer may be asked for by the names of parts that are not on disk
         yield [spell(name, any(_begins_another(one, name) for one in subject.stored)) for name in containers]
 
@@ -178,6 +234,12 @@ def _tail(root: str) -> str:
     return root.rpartition("model.")[2]
 
 
+def _escaped(name: str) -> str:
+    return name.replace(".", r"\.")
+
+
+LITERALS: Mapping[str, Callable[[str], str]] = {"gptq": lambda name: f"{NOT}{_escaped(name)}$"}
+"""How a method's list spells one name where that is not the name itself."""
 Spell = Callable[[str, bool], str]
 SPELLINGS: Mapping[str, tuple[Spell, ...]] = {
     "compressed-tensors": (lambda root, _: "re:.*" + _tail(root).replace(".", r"\.") + r"\..*",),
@@ -186,6 +248,10 @@ SPELLINGS: Mapping[str, tuple[Spell, ...]] = {
         lambda root, dotted: f"*{_tail(root)}.*" if dotted else f"*{_tail(root)}*",
     ),
     "fp8": (),
+    "gptq": (
+        lambda root, _: f"{NOT}{_escaped(root)}" + r"\..*",
+        lambda root, _: f"{NOT}.*{_escaped(_tail(root))}" + r"\..*",
+    ),
 }
 """How each method's list names everything below a root, with a dot where another name begins with the root.
 

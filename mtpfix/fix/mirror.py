@@ -35,7 +35,7 @@ from mtpfix.fix.changes import Changes, EditedShard, Progress, WrittenFile
 from mtpfix.fix.disk import free_bytes, told
 from mtpfix.fix.journal import Journal
 from mtpfix.fix.judge import is_complete
-from mtpfix.fix.operations import AddScale, Dequantize, Graft, Operation, Quantize, ShareScale
+from mtpfix.fix.operations import QUANTIZE_CONFIG, AddScale, Dequantize, Graft, Operation, Quantize, ShareScale
 from mtpfix.fix.shard import Span, edit_layout
 from mtpfix.fix.snapshot import OWN_PREFIX
 from mtpfix.fix.stage import Stage, held, stage_path
@@ -50,6 +50,7 @@ NEIGHBOURS = 64 << 10
 
 _DOWNLOAD = "download it with `hf download`, and patch the folder"
 
+_INDEX = (INDEX_FILE, LARGEST_INDEX)
 Spans = list[tuple[int, int]]
 """Where runs of bytes begin and end in a file."""
 
@@ -284,7 +285,8 @@ def _make(folder: Path, remote: Remote) -> None:
     What is there already, just so, is not written again: its time stays, by which the writer knows it.
     """
     repository, checkpoint = remote.repository, remote.checkpoint
-    for name, largest in ((CONFIG_FILE, LARGEST_CONFIG), (QUANT_FILE, LARGEST_CONFIG), (INDEX_FILE, LARGEST_INDEX)):
+    documents = (*((name, LARGEST_CONFIG) for name in (CONFIG_FILE, QUANT_FILE, QUANTIZE_CONFIG)), _INDEX)
+    for name, largest in documents:
         data = repository.read_whole(name, largest)
         if data is not None and not ((folder / name).is_file() and (folder / name).read_bytes() == data):
             (folder / name).write_bytes(data)

@@ -18,6 +18,8 @@ from mtpfix.model import Operation as Described
 
 CONFIG = "config.json"
 HF_QUANT_CONFIG = "hf_quant_config.json"
+QUANTIZE_CONFIG = "quantize_config.json"
+"""Where tools that pack with GPTQ put a copy of the block in config.json."""
 INDEX = "model.safetensors.index.json"
 
 Path: TypeAlias = tuple[str, ...]

@@ -80,7 +80,8 @@ def _edited(checkpoint: Checkpoint, edits: Iterable[Operation]) -> Checkpoint:
     }
     by_file: dict[str, list[Operation]] = {}
     for edit in edits:
-        by_file.setdefault(edit.file, []).append(edit)  # type: ignore[union-attr]
+        if edit.file in files:  # type: ignore[union-attr] # others describe nothing
+            by_file.setdefault(edit.file, []).append(edit)  # type: ignore[union-attr]
     for file, mine in by_file.items():
         files[file] = edited(files.get(file) or {}, mine)
     return replace(

@@ -51,6 +51,8 @@ MISBUILT = ("quantized-into-plain", "other-format", "scale-missing", "scale-shap
 MISDECLARED = ("quantized-into-plain", "other-format", "declaration-refused", "plain-into-quantized", "weight-missing")
 """Events that an allow-list may mend: some layers are asked for by no name that an exclude list could hold."""
 NVFP4 = (Format.NVFP4, Format.NVFP4_A16)
+ORDER = "g_idx"
+"""The suffix of what tells the order of GPTQ's columns: without activation order it says nothing that is not known."""
 DERIVED = "the largest of the same projection in other layers, doubled"
 """Where an input scale is from that nobody gave."""
 Branch = Literal["auto", "keep", "bf16", "nvfp4"]
@@ -527,16 +529,18 @@ def _built_as(trial: Trial, group: Sequence[str]) -> tuple[Dialect, bool]:
 
 
 def drop_unknown(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
-    """Take out tensors that no judged release has a parameter for."""
+    """Take out tensors that no judged release has a parameter for, GPTQ's `g_idx` also of modules that are built."""
     del wishes
-    modules = set(modules_of(trial.occurrences(["unknown-tensor"])))
+    found = trial.occurrences(["unknown-tensor"])
+    modules = set(modules_of(found))
+    ordered = set(modules_of(one for one in found if one.event.tensor.endswith(f".{ORDER}")))
     used = {name for _, _, built in trial.built() for name in built.modules}
     by_shard: dict[str, list[str]] = {}
     for tensor in trial.context.checkpoint.tensors:
         from mtpfix.checkpoint.names import split_name
 
-        module = split_name(tensor.name)[0]
-        if module in modules and module not in used:
+        module, suffix = split_name(tensor.name)
+        if (module in modules and module not in used) or (module in ordered and suffix == ORDER):
             by_shard.setdefault(tensor.shard, []).extend(full_names(tensor))
     if by_shard:
         names = [name for shard in by_shard.values() for name in shard]

@@ -88,7 +88,8 @@ def _exclude(trial: Trial, kind: str, role: Role | None) -> Iterator[Fix]:
 
 def _quantize(context: Context, found: Finding) -> Iterator[Fix]:
     modules = _modules_of(context, found, ["plain-into-quantized"]) if found.rule != "MTP204" else []
-    if modules and not _is_table(context, modules):
+    gptq = any(block.method == "gptq" for block in context.deciding)  # beside it no engine takes NVFP4
+    if modules and not gptq and not _is_table(context, modules):
         size = sum(_packed_bytes(context.subject.stored[name]) for name in modules if name in context.subject.stored)
         operations = tuple(Operation("quantize", "", name) for name in modules)
         yield Fix("quantize the tensors to NVFP4", safe=False, operations=operations, bytes_written=size)

@@ -57,10 +57,15 @@ def differences(predicted: ModelPrediction, observed: Observation, *, by_path: b
         yield from _formats(predicted, observed, by_path=by_path)
 
 
+EXPERTS = ".routed_experts"
+"""How the parameter path of experts ends in some releases."""
+
+
 def _formats(predicted: ModelPrediction, observed: Observation, *, by_path: bool) -> Iterator[str]:
     built = {module.prefix: module.format for module in observed.modules}
-    # torch's own linear layers ask no list: their observed name is a parameter path
+    # torch's own linear layers, and layers that are given no lists, ask none: their observed name is a parameter path
     unasked = {_leaf(module.prefix) for module in observed.modules if module.layer == "Linear"}
+    unasked |= {_leaf(name.removesuffix(EXPERTS)) for name in built if name.endswith(EXPERTS)}
     expected = {module.prefix: module.format.value for module in predicted.built}
     for prefix in sorted(built.keys() | expected.keys()):
         ours = _shade(expected.get(prefix, "bf16"))  # what no knowledge names is never quantized

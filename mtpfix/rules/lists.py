@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from mtpfix.checkpoint.quant import declared_scheme_differences
+from mtpfix.engines.gptq import NOT
 from mtpfix.engines.matching import compile_pattern
 from mtpfix.model import Declaration, Finding, Severity
 from mtpfix.rules.context import Context, occurrences
@@ -129,8 +130,8 @@ def _dead_entries(context: Context, block: Declaration) -> Iterator[str]:
         bare = _EXPERT_NUMBER.sub(".experts.{}", entry.rstrip("*").rstrip("."))
         if not bare or names.holds(bare) or bare in known or bare in everything:
             continue
-        if entry.startswith("re:"):
-            pattern = compile_pattern(entry[3:])
+        if entry.startswith(("re:", NOT)):
+            pattern = compile_pattern(entry.partition(":")[2])
             if pattern is not None and not any(pattern.match(name) for name in (*spelled, *known)):
                 yield entry
         elif any(mark in bare for mark in "*?["):

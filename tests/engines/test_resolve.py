@@ -126,7 +126,7 @@ def test_other_spellings_of_modelopt_are_looked_into_from_0_22() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "named"), [("gptq", "gptq"), ("auto-round", "inc"), ("quark", "quark"), ("mxfp4", "mxfp4")]
+    ("method", "named"), [("awq", "awq"), ("auto-round", "inc"), ("quark", "quark"), ("mxfp4", "mxfp4")]
 )
 def test_methods_that_are_not_simulated_are_named_not_guessed(method: str, named: str) -> None:
     found = ask({"quant_method": method, "bits": 4})

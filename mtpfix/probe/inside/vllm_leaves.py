@@ -33,14 +33,25 @@ KEPT: list[Any] = []
 """Objects that would be undone if they were collected."""
 
 
+def _suits_marlin(*given: Any, **named: Any) -> bool:
+    """Return whether the Marlin kernels take groups of this size; which types they take is asked before."""
+    return named.get("group_size", given[1] if len(given) > 1 else -1) in (-1, 32, 64, 128)
+
+
 def replace_linear_kernels() -> None:
     """Let quantized linear layers create their parameters, but choose no GEMM for them."""
+    for name in ("gptq_marlin", "auto_gptq", "moe_wna16"):
+        try_import(f"vllm.model_executor.layers.quantization.{name}")  # else imported when a checkpoint asks for it
     for module in imported("vllm.model_executor.layers.quantization"):
         for name in list(vars(module)):
             if re.fullmatch(r"init_\w+_linear_kernel", name):
                 swap(module, name, lambda *_, **__: Kernel(), "no GEMM is chosen")
             if re.fullmatch(r"\w+LinearKernel", name) and isinstance(vars(module)[name], type):
                 swap(module, name, Kernel, "no GEMM is chosen")
+        swap(module, "choose_mp_linear_kernel", lambda *_, **__: Kernel, "no GEMM is chosen")
+        swap(module, "verify_marlin_supported", lambda *_, **__: None, "the CPU is not asked for a GPU's kernel")
+        swap(module, "check_marlin_supported", _suits_marlin, "the CPU is not asked for a GPU's kernel")
+        swap(module, "marlin_make_workspace_new", lambda *_, **__: None, "no GEMM is chosen")
         swap(module, "select_nvfp4_linear_backend", lambda *_, **__: "none", "no GEMM is chosen")
         swap(module, "convert_to_nvfp4_linear_kernel_format", lambda *_, **__: None, "no repacking for a GEMM")
         swap(module, "expose_input_quant_key", lambda *_, **__: None, "no GEMM is chosen")
@@ -53,6 +64,11 @@ def replace_expert_kernels() -> None:
         backend = getattr(backends.NvFp4MoeBackend, "VLLM_CUTLASS", next(iter(backends.NvFp4MoeBackend)))
         for module in (backends, *imported("vllm.model_executor.layers.quantization")):
             swap(module, "select_nvfp4_moe_backend", lambda *_, **__: (backend, Kernel), "no expert kernel is chosen")
+    packed = try_import("vllm.model_executor.layers.fused_moe.oracle.int_wna16")
+    if packed is not None and hasattr(packed, "WNA16MoEBackend"):
+        marlin = packed.WNA16MoEBackend.MARLIN
+        for module in (packed, *imported("vllm.model_executor.layers.quantization")):
+            swap(module, "select_wna16_moe_backend", lambda *_, **__: (marlin, Kernel), "no expert kernel is chosen")
     base = None
     for name in ("fused_moe_method_base", "layer"):
         module_ = try_import(f"vllm.model_executor.layers.fused_moe.{name}")

@@ -23,6 +23,8 @@ from .hollow import Arena
 CACHE_SCALE = re.compile(r"\.(k|v|q|prob)_(scale|zero_point)(_float)?$")
 """Scales of the key and value cache: engines have defaults for them."""
 
+MADE_LATER = re.compile(r"(?:^|\.)w(?:13|2)_(?:bias|g_idx_sort_indices)$")
+"""Parameters of packed experts that are zero where no tensor comes, or worked out after loading."""
 FRAMES = 4
 """Innermost frames of an exception that are told."""
 
@@ -40,6 +42,12 @@ def ignores_inputs(module: Any) -> bool:
     method = getattr(module, "quant_method", None)
     sixteen = "A16" in type(method).__name__ or getattr(method, "use_a16", False)
     return bool(sixteen) or getattr(getattr(method, "spec", None), "activation", True) is None
+
+
+def in_order(module: Any) -> bool:
+    """Return whether a layer packed by GPTQ reads the order of its columns."""
+    configuration = getattr(getattr(module, "quant_method", None), "quant_config", None)
+    return bool(getattr(configuration, "desc_act", True))
 
 
 def floored(parameter: Any) -> bool:
@@ -104,6 +112,8 @@ class Watch:
         self.regions.setdefault(pointer, set()).add(region)
         if self.tensor is not None:
             self.seen[self.tensor] = True
+        if name.endswith("_qzeros") and hasattr(self.owners[name], "w13_qweight"):
+            return  # symmetric experts have the zero points of their type, and read none
         if hasattr(source, "dtype") and kind_of(source.dtype) != kind_of(target.dtype):
             self.misread[name] = f"{source.dtype} read as {target.dtype}".replace("torch.", "")
 
@@ -127,6 +137,10 @@ class Watch:
             if full or CACHE_SCALE.search(name):
                 continue
             if name.endswith("input_scale") and ignores_inputs(self.owners[name]):
+                continue
+            if MADE_LATER.search(name) and hasattr(self.owners[name], "w13_qweight"):
+                continue
+            if name.endswith("g_idx") and not in_order(self.owners[name]):
                 continue
             now = dict(self.owners[name].named_parameters(recurse=False)).get(name.rpartition(".")[2])
             if now is not None and now.untyped_storage().data_ptr() not in self.storages:
@@ -155,7 +169,7 @@ def describe(path: str, module: Any, asked: str | None) -> dict[str, str] | None
     import torch
 
     own = dict(module.named_parameters(recurse=False))
-    weights = [name for name in own if re.fullmatch(r"(w13_|w2_)?weight(_packed)?|qweight", name)]
+    weights = [name for name in own if re.fullmatch(r"(w13_|w2_)?(weight(_packed)?|qweight)", name)]
     linear = isinstance(module, torch.nn.Linear)
     if not weights or not (linear or hasattr(module, "quant_method")):
         return None
@@ -175,6 +189,11 @@ def format_of(parameters: dict[str, Any], *, weights_only: bool) -> str:
     if names & {"weight_scale_2", "weight_global_scale"}:
         inputs = names & {"input_scale", "input_global_scale"} and not weights_only
         return "nvfp4" if inputs else "nvfp4_a16"
+    if {"qweight", "qzeros", "scales"} <= names:
+        scales, zeros = (
+            next(parameters[key] for key in parameters if key.endswith(end)) for end in ("scales", "qzeros")
+        )
+        return {8: "int4", 4: "int8"}.get(scales.shape[-1] // zeros.shape[-1], "unknown")
     if kind_of(weight.dtype) == "float8":
         if "weight_scale_inv" in names:
             return "fp8_block"
