@@ -76,6 +76,8 @@ def repair_command(report: Report) -> str | None:
     ref = shlex.quote(shown(report.checkpoint.ref))
     name = shown(PurePosixPath(report.checkpoint.ref).name) or "checkpoint"
     words = ["mtpfix patch", ref, f"--out {shlex.quote(f'{name}-repaired')}"]
+    if report.checkpoint.root is None and report.checkpoint.revision is not None:
+        words.append("--overlay")  # of a repository only what changes is written
     words += [f"--for {shlex.quote(engine)}" for engine in _requirements(report, broken)]
     if any(operation.action == "graft" for fix in fixes for operation in fix.operations):
         words.append(f"--graft {shlex.quote(report.base_model or 'BASE_MODEL')}")

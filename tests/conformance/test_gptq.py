@@ -6,18 +6,21 @@ The golden files are recordings (see `packed.py`): where one differs from a pred
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from mtpfix import patch
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.engines import load
 from mtpfix.engines.predict import Subject, predict
 from mtpfix.model import BuiltModule, Observation, Verdict
 from mtpfix.probe.compare import by_path, differences
 from tests import gptq
+from tests.conformance import environment
 from tests.conformance.packed import PLACE, cases, golden
-from tests.conformance.record import ROLES, expand
+from tests.conformance.record import ROLES, ask, expand
 
 RELEASES = sorted(path.stem for path in PLACE.glob("*.json"))
 Role = Literal["target", "draft"]
@@ -72,3 +75,31 @@ def test_every_case_was_recorded() -> None:
     for release in RELEASES:
         known = golden(release)
         assert {(family, variant) for family in known for variant in known[family]} == set(cases()), release
+
+
+REPAIRED = (
+    ("qwen3_next", "open", False),
+    ("qwen3_next", "listed-packed", False),
+    ("qwen3_next", "within", False),
+    ("glm4_moe", "open", False),
+    ("glm4_moe", "packed", True),
+    ("qwen3_5_moe", "open", False),
+)
+"""Broken checkpoints that one repair mends for every recorded release, and whether it needs to be allowed."""
+
+
+@pytest.mark.engine
+def test_repaired_checkpoints_are_loaded_completely(tmp_path: Path) -> None:
+    engines = [release.replace("-", "==", 1) for release in RELEASES]
+    outs = []
+    for family, variant, unsafe in REPAIRED:
+        folder, out = tmp_path / f"{family}-{variant}", tmp_path / f"{family}-{variant}-repaired"
+        gptq.build(folder, family, variant)
+        assert patch(folder, out, engines=engines, unsafe=unsafe, link="copy").written
+        outs.append(out)
+    asked = [release for release in RELEASES if environment.interpreter(release.partition("-")[2]) is not None]
+    if not asked:
+        pytest.skip(f"no environment: set {environment.VARIABLE}")
+    for release in asked:
+        for out, found in zip(outs, ask(release, outs), strict=True):
+            assert {role: found[role]["verdict"] for role in ROLES} == dict.fromkeys(ROLES, "loads"), (release, out)

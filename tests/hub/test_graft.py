@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -282,7 +287,9 @@ def test_a_scan_asks_for_the_card_only_where_a_graft_is_offered(hub: Hub, bare: 
     card = file_of(f"---\nbase_model: {BASE}\n---\n".encode(), "README.md")
     for name, folder in (("org/model", bare), ("org/sound", given)):
         hub.add(name, folder).commit({"README.md": card})
-    assert str(repair_command(scan("org/model", engines=["vllm"]))).endswith(f"--graft {BASE}")
+    command = str(repair_command(scan("org/model", engines=["vllm"])))
+    assert command.startswith("mtpfix patch org/model --out model-repaired --overlay --for ")
+    assert command.endswith(f"--graft {BASE}")
     hub.forget()
     scan("org/sound", engines=["vllm"])
     assert not hub.asked(path="README.md")
@@ -293,3 +300,43 @@ def test_a_name_that_is_nowhere_is_told(hub: Hub, bare: Path, tmp_path: Path) ->
     assert found.exit_code == 2
     assert "org/nowhere" in found.stderr
     assert left_in(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_while_it_reads_is_continued(hub: Hub, bare: Path, given: Path, tmp_path: Path) -> None:
+    build(tmp_path / "spread", FAMILY, "excluded-glob", shards=24)
+    hub.add("org/spread", tmp_path / "spread")
+    held = {path.name for path in (tmp_path / "spread").glob("*.safetensors")}
+    hub.fail("/blobs/*", Fault(stall=1, pause=60, instead=False, times=0), server="cdn", skip=len(held) + 1)
+    command = [sys.executable, "-m", "mtpfix", "patch", str(bare), "--for", NEWEST, "--graft", "org/spread"]
+    command += ["--out", str(tmp_path / "out"), "--no-progress"]
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    journal = tmp_path / ".mtpfix-mirror-out" / "journal"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as running:
+        try:
+            for _ in range(1200):
+                if journal.exists() and journal.read_bytes().count(b"\n") > 1:
+                    break
+                time.sleep(0.05)
+        finally:
+            running.kill()
+    assert running.wait() == -signal.SIGKILL
+    assert left_in(tmp_path) == [".mtpfix-mirror-out", "spread"]
+    rows = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+    (first,) = (int(row["file"].rpartition(":")[2]) for row in rows)
+    hub.heal()
+    hub.forget()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    asked = deeper(hub)
+    assert asked
+    assert first not in {begin for begin, _ in asked}
+    assert left_in(tmp_path) == ["out", "spread"]
+    patch(bare, tmp_path / "straight", engines=[NEWEST], graft=tmp_path / "spread")
+    shard = "model-mtp.safetensors"
+    assert (tmp_path / "out" / shard).read_bytes() == (tmp_path / "straight" / shard).read_bytes()
