@@ -616,8 +616,8 @@ def _configure(family: Family, variant: Variant, size: Size) -> Config:
         text = config.get("text_config", config)
     if not variant.declares:
         for key in DECLARING:
-            text.pop(key, None)
-            config.pop(key, None)
+            for place in (text, config, config.get("mtp_config", {})):
+                place.pop(key, None)
     return config
 
 

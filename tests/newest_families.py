@@ -17,6 +17,8 @@ from tests.modules import (
     Size,
     experts,
     grouped_attention,
+    latent_attention,
+    layer_globs,
     mlp,
     mtp_glob,
     norms,
@@ -207,6 +209,347 @@ def _qwen4_exp(size: Size) -> Config:
     }
 
 
+# ------------------------------------------------------------------------------------------------------ Kimi-K3
+
+
+def kimi(config: Config, layout: Layout) -> Iterator[Module]:
+    """Yield Kimi-K3: delta and latent attention, experts behind a narrower layer, MTP as layer N below the wrapper."""
+    del layout
+    text, root = config["text_config"], "language_model.model"
+    hidden, vocabulary, last = text["hidden_size"], text["vocab_size"], text["num_hidden_layers"]
+    yield plain(f"{root}.embed_tokens", vocabulary, hidden)
+    for index in range(last):
+        layer = f"{root}.layers.{index}"
+        if index + 1 in text["linear_attn_config"]["kda_layers"]:
+            yield from _kimi_delta(f"{layer}.self_attn", text)
+        else:
+            yield from _kimi_latent(f"{layer}.self_attn", text, "target")
+        yield from _kimi_feed_forward(layer, text, index, "target")
+        yield from norms("target", hidden, f"{layer}.self_attention_res_norm", f"{layer}.mlp_res_norm")
+        for name in ("self_attention_res_proj", "mlp_res_proj"):
+            yield Module(f"{layer}.{name}", (1, hidden), Kind.ROUTER)
+    yield from norms("target", hidden, f"{root}.norm", f"{root}.output_attn_res_norm")
+    yield Module(f"{root}.output_attn_res_proj", (1, hidden), Kind.ROUTER)
+    yield Module("language_model.lm_head", (vocabulary, hidden), Kind.HEAD)
+    yield from _kimi_vision(config["vision_config"], hidden)
+    for index in range(last, last + text.get("num_nextn_predict_layers", 0)):
+        layer = f"{root}.layers.{index}"
+        yield from norms("branch", hidden, f"{layer}.enorm", f"{layer}.hnorm", f"{layer}.shared_head.norm")
+        yield Module(f"{layer}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
+        yield Module(f"{layer}.shared_head.head", (vocabulary, hidden), Kind.HEAD, "branch")
+        yield from _kimi_latent(f"{layer}.self_attn", text, "branch")
+        yield from _kimi_feed_forward(layer, text, index, "branch")
+
+
+def _kimi_latent(root: str, text: Config, part: Part) -> Iterator[Module]:
+    yield from latent_attention(root, text, part)
+    yield Module(
+        f"{root}.g_proj", (text["num_attention_heads"] * text["v_head_dim"], text["hidden_size"]), Kind.ATTENTION, part
+    )
+
+
+def _kimi_delta(root: str, text: Config) -> Iterator[Module]:
+    hidden, numbers = text["hidden_size"], text["linear_attn_config"]
+    heads, size = numbers["num_heads"], numbers["head_dim"]
+    inner = heads * size
+    rows = {"q_proj": inner, "k_proj": inner, "v_proj": inner, "g_proj": inner, "b_proj": heads, "f_a_proj": size}
+    for name, count in rows.items():
+        yield Module(f"{root}.{name}", (count, hidden), Kind.LINEAR_ATTENTION)
+    yield Module(f"{root}.f_b_proj", (inner, size), Kind.LINEAR_ATTENTION)
+    yield Module(f"{root}.o_proj", (hidden, inner), Kind.LINEAR_ATTENTION)
+    for name in ("q_conv1d", "k_conv1d", "v_conv1d"):
+        yield plain(f"{root}.{name}", inner, 1, numbers["short_conv_kernel_size"])
+    yield plain(f"{root}.A_log", heads, weight="", dtype="F32")
+    yield plain(f"{root}.dt_bias", inner, weight="", dtype="F32")
+    yield plain(f"{root}.o_norm", size)
+
+
+def _kimi_feed_forward(root: str, text: Config, index: int, part: Part) -> Iterator[Module]:
+    hidden, width, count = text["hidden_size"], text["moe_intermediate_size"], text["num_experts"]
+    yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
+    if index < text["first_k_dense_replace"]:
+        yield from mlp(f"{root}.mlp", hidden, text["intermediate_size"], Kind.MLP, part)
+        return
+    block, narrow = f"{root}.block_sparse_moe", text["routed_expert_hidden_size"]
+    yield Module(f"{block}.gate", (count, hidden), Kind.ROUTER, part)
+    yield plain(f"{block}.gate.e_score_correction_bias", count, weight="", dtype="F32", part=part)
+    yield from mlp(f"{block}.shared_experts", hidden, width * text["num_shared_experts"], Kind.SHARED, part)
+    yield Module(f"{block}.routed_expert_down_proj", (narrow, hidden), Kind.LATENT, part)
+    yield plain(f"{block}.routed_expert_norm", narrow, part=part)
+    yield Module(f"{block}.routed_expert_up_proj", (hidden, narrow), Kind.LATENT, part)
+    for name, shape in {"w1": (width, narrow), "w2": (narrow, width), "w3": (width, narrow)}.items():
+        yield Module(f"{block}.experts.{{}}.{name}", shape, Kind.EXPERT, part, experts=count)
+
+
+def _kimi_vision(vision: Config, hidden: int) -> Iterator[Module]:
+    width, inner, patch = vision["vt_hidden_size"], vision["vt_intermediate_size"], vision["patch_size"]
+    root, rows = "vision_tower", vision["qkv_hidden_size"]
+    yield plain(f"{root}.patch_embed.proj", width, 3, patch, patch, part="vision")
+    sides = (vision["init_pos_emb_height"], vision["init_pos_emb_width"])
+    yield plain(f"{root}.patch_embed.pos_emb", *sides, width, part="vision")
+    for index in range(vision["vt_num_hidden_layers"]):
+        block = f"{root}.encoder.blocks.{index}"
+        yield from norms("vision", width, f"{block}.norm0", f"{block}.norm1")
+        for name, shape in {
+            "wqkv": (3 * rows, width),
+            "wo": (width, rows),
+            "mlp.fc0": (inner, width),
+            "mlp.fc1": (width, inner),
+        }.items():
+            yield Module(f"{block}.{name}", shape, Kind.VISION, "vision")
+    yield plain(f"{root}.encoder.final_layernorm", width, part="vision")
+    merged = width * vision["merge_kernel_size"][0] * vision["merge_kernel_size"][1]
+    yield Module("mm_projector.proj.0", (merged, merged), Kind.VISION, "vision")
+    yield Module("mm_projector.proj.2", (hidden, merged), Kind.VISION, "vision")
+    yield plain("mm_projector.post_norm", hidden, part="vision")
+
+
+def _kimi_k3(size: Size) -> Config:
+    """Return a configuration of Kimi-K3: 92 layers of latent attention with an output gate; other numbers are COMPUTED,
+    those of the vision tower the defaults of its class.
+    """
+    layers = 92 if size == "full" else 2
+    latent = list(range(4, layers + 1, 4)) if size == "full" else [2]
+    text: Config = {
+        "activation_situ_beta": 1.0,
+        "activation_situ_linear_beta": 1.0,
+        "architectures": ["KimiLinearForCausalLM"],
+        "attn_res_block_size": 4,
+        "dtype": "bfloat16",
+        "first_k_dense_replace": 1,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 7168,
+        "intermediate_size": 18432,
+        "kv_lora_rank": 512,
+        "latent_moe_use_norm": True,
+        "linear_attn_config": {
+            "full_attn_layers": latent,
+            "gate_lower_bound": -5.0,
+            "head_dim": 128,
+            "kda_layers": [index for index in range(1, layers + 1) if index not in latent],
+            "num_heads": 96,
+            "short_conv_kernel_size": 4,
+            "use_full_rank_gate": True,
+        },
+        "max_position_embeddings": 262144,
+        "mla_use_nope": True,
+        "mla_use_output_gate": True,
+        "model_type": "kimi_linear",
+        "moe_intermediate_size": 2048,
+        "moe_layer_freq": 1,
+        "moe_renormalize": True,
+        "moe_router_activation_func": "sigmoid",
+        "num_attention_heads": 96,
+        "num_expert_group": 1,
+        "num_experts": 384,
+        "num_experts_per_token": 8,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": 96,
+        "num_nextn_predict_layers": 1,
+        "num_shared_experts": 1,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "routed_expert_hidden_size": 3584,
+        "routed_scaling_factor": 2.5,
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+        "use_grouped_topk": True,
+        "v_head_dim": 128,
+        "vocab_size": 163840,
+    }
+    vision: Config = {
+        "init_pos_emb_height": 64,
+        "init_pos_emb_time": 4,
+        "init_pos_emb_width": 64,
+        "merge_kernel_size": [2, 2],
+        "mm_projector_type": "patchmergerv2",
+        "model_type": "kimi_k3_vision",
+        "norm_type": "rmsnorm",
+        "patch_size": 14,
+        "qkv_hidden_size": 1536,
+        "vt_hidden_size": 1024,
+        "vt_intermediate_size": 4096,
+        "vt_num_attention_heads": 12,
+        "vt_num_hidden_layers": 27 if size == "full" else 1,
+    }
+    if size == "tiny":
+        text |= {
+            "head_dim": 32,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "kv_lora_rank": 64,
+            "max_position_embeddings": 1024,
+            "moe_intermediate_size": 64,
+            "num_attention_heads": 4,
+            "num_experts": 4,
+            "num_experts_per_token": 2,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 64,
+            "qk_nope_head_dim": 32,
+            "qk_rope_head_dim": 32,
+            "routed_expert_hidden_size": 64,
+            "v_head_dim": 32,
+            "vocab_size": 256,
+        }
+        text["linear_attn_config"] |= {"head_dim": 32, "num_heads": 4}
+        vision |= {"init_pos_emb_height": 4, "init_pos_emb_width": 4, "qkv_hidden_size": 64}
+        vision |= {"vt_hidden_size": 64, "vt_intermediate_size": 128, "vt_num_attention_heads": 2}
+    return {
+        "architectures": ["KimiK3ForConditionalGeneration"],
+        "dtype": "bfloat16",
+        "media_placeholder_token_id": 163605 if size == "full" else 3,
+        "model_type": "kimi_k3",
+        "pad_token_id": 0,
+        "text_config": text,
+        "tie_word_embeddings": False,
+        "vision_config": vision,
+    }
+
+
+def kimi_layer_globs(config: Config) -> list[str]:
+    """Return the globs of a branch whose layers follow the decoder's own, below the wrapper."""
+    return [f"language_model.{glob}" for glob in layer_globs(config)]
+
+
+# ------------------------------------------------------------------------------------------------------ Inkling
+
+
+def inkling(config: Config, layout: Layout) -> Iterator[Module]:
+    """Yield Inkling: short convolutions, stacked experts kept in 16 bits, MTP layers of their own at `model.mtp`."""
+    del layout
+    text, branch = config["text_config"], config["mtp_config"]
+    hidden, vocabulary, count = text["hidden_size"], text["vocab_size"], branch.get("num_nextn_predict_layers", 0)
+    yield plain("model.llm.embed", vocabulary, hidden)
+    yield plain("model.llm.embed_norm", hidden)
+    for index in range(text["num_hidden_layers"]):
+        root = f"model.llm.layers.{index}"
+        yield from _inkling_layer(root, text, "target", local=index in text["local_layer_ids"])
+        if index < text["dense_mlp_idx"]:
+            yield from _inkling_mlp(root, text, "target")
+        else:
+            yield from _inkling_experts(f"{root}.mlp", text)
+    yield plain("model.llm.norm", hidden)
+    yield Module("model.llm.unembed", (vocabulary, hidden), Kind.HEAD)
+    for index in range(count):
+        root = f"model.mtp.layers.{index}"
+        yield from norms("branch", hidden, f"{root}.hidden_norm", f"{root}.embed_norm")
+        yield Module(f"{root}.input_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
+        block = f"{root}.transformer_block"
+        yield from _inkling_layer(block, text, "branch", local=index in branch["local_layer_ids"])
+        yield from _inkling_mlp(block, text, "branch")
+    if count:
+        yield plain("model.mtp.chain_norm", hidden, part="branch")
+
+
+def _inkling_layer(root: str, text: Config, part: Part, *, local: bool) -> Iterator[Module]:
+    hidden, kind, taps = text["hidden_size"], Kind.ATTENTION, text["sconv_kernel_size"]
+    own = "swa_" if local else ""
+    heads, groups, size = (text[f"{own}{name}"] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    attention = f"{root}.attn"
+    rows = {"wq_du": heads * size, "wk_dv": groups * size, "wv_dv": groups * size, "wr_du": heads * text["d_rel"]}
+    for name, count in rows.items():
+        yield Module(f"{attention}.{name}", (count, hidden), kind, part)
+    yield Module(f"{attention}.wo_ud", (hidden, heads * size), kind, part)
+    yield from norms(part, size, f"{attention}.q_norm", f"{attention}.k_norm")
+    extent = text["sliding_window_size"] if local else text["rel_extent"]
+    yield plain(f"{attention}.rel_logits_proj.proj", text["d_rel"], extent, weight="", part=part)
+    for name in ("k_sconv", "v_sconv"):
+        yield plain(f"{attention}.{name}", groups * size, 1, taps, part=part)
+    yield from norms(part, hidden, f"{root}.attn_norm", f"{root}.mlp_norm")
+    for name in ("attn_sconv", "mlp_sconv"):
+        yield plain(f"{root}.{name}", hidden, 1, taps, part=part)
+
+
+def _inkling_mlp(root: str, text: Config, part: Part) -> Iterator[Module]:
+    hidden, width = text["hidden_size"], text["dense_intermediate_size"]
+    yield Module(f"{root}.mlp.w13_dn", (2 * width, hidden), Kind.MLP, part)
+    yield Module(f"{root}.mlp.w2_md", (hidden, width), Kind.MLP, part)
+
+
+def _inkling_experts(root: str, text: Config) -> Iterator[Module]:
+    hidden, width, count, shared = (
+        text[name] for name in ("hidden_size", "intermediate_size", "n_routed_experts", "n_shared_experts")
+    )
+    yield Module(f"{root}.gate", (count + shared, hidden), Kind.ROUTER)
+    yield plain(f"{root}.gate.bias", count, weight="", dtype="F32")
+    for name, number in {"experts.": count, "shared_experts.shared_": shared}.items():
+        yield Module(f"{root}.{name}w13_weight", (number, 2 * width, hidden), Kind.ROUTER, weight="")
+        yield Module(f"{root}.{name}w2_weight", (number, hidden, width), Kind.ROUTER, weight="")
+
+
+def _inkling(size: Size) -> Config:
+    """Return a configuration of Inkling: the defaults of the engine's own class, other numbers COMPUTED; its towers for
+    images and sound are left out, as the class allows.
+    """
+    layers = 16 if size == "full" else 2
+    text: Config = {
+        "chain_hidden_post_norm": True,
+        "d_rel": 16,
+        "dense_intermediate_size": 6144,
+        "dense_mlp_idx": 1,
+        "dtype": "bfloat16",
+        "gate_activation": "sigmoid",
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 1536,
+        "inference_moe_w13_interleaved": True,
+        "intermediate_size": 768,
+        "local_layer_ids": [index for index in range(layers) if index % 4 != 3] if size == "full" else [0],
+        "model_type": "inkling_model",
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "norm_after_topk": True,
+        "num_attention_heads": 12,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": 4,
+        "rel_extent": 1024,
+        "rms_norm_eps": 1e-06,
+        "sconv_kernel_size": 4,
+        "shared_expert_sink": True,
+        "sliding_window_size": 512,
+        "swa_head_dim": 128,
+        "swa_num_attention_heads": 12,
+        "swa_num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+        "use_embed_norm": True,
+        "use_gate_bias": True,
+        "use_sconv": True,
+        "vocab_size": 201024,
+    }
+    if size == "tiny":
+        text |= {
+            "dense_intermediate_size": 256,
+            "head_dim": 32,
+            "hidden_size": 128,
+            "intermediate_size": 64,
+            "n_routed_experts": 4,
+            "num_attention_heads": 4,
+            "num_experts_per_tok": 2,
+            "num_key_value_heads": 2,
+            "rel_extent": 32,
+            "sliding_window_size": 16,
+            "swa_head_dim": 32,
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 2,
+            "vocab_size": 256,
+        }
+    return {
+        "architectures": ["InklingForConditionalGeneration"],
+        "audio_config": {"model_type": "inkling_audio_model"},
+        "dtype": "bfloat16",
+        "model_type": "inkling_mm_model",
+        "mtp_config": {"chain_hidden_post_norm": True, "local_layer_ids": [0], "num_nextn_predict_layers": 2},
+        "text_config": text,
+        "tie_word_embeddings": False,
+        "vision_config": {"model_type": "inkling_vision_model"},
+    }
+
+
 NEWEST = (
     Family(
         "qwen4_exp",
@@ -216,5 +559,28 @@ NEWEST = (
         mtp_glob,
         vision=("visual",),
         published="target",
+    ),
+    Family(
+        "kimi_k3",
+        "Kimi-K3",
+        _kimi_k3,
+        kimi,
+        kimi_layer_globs,
+        head="head",
+        renamed={"language_model.model.layers.": "model.layers."},
+        inside={
+            f".self_attn.{name}": ".self_attn.fused_qkv_a_g_proj"
+            for name in ("q_a_proj", "kv_a_proj_with_mqa", "g_proj")
+        },
+        vision=("vision_tower", "mm_projector"),
+        published="glob",
+    ),
+    Family(
+        "inkling",
+        "Inkling",
+        _inkling,
+        inkling,
+        lambda _: ["model.mtp*"],
+        published="glob",
     ),
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtpfix.facts import Table, covers, pick
-from mtpfix.families import Family, Numbers, fill
+from mtpfix.families import Family, Numbers, fill, value_of
 from mtpfix.model import Stored
 
 SLOTS = ("w1", "w3", "w13", "w2")
@@ -281,13 +281,16 @@ def holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
     """Return whether a module's `when` holds for one layer; see docs/knowledge.md for the closed set of conditions."""
     if condition is None:
         return True
-    value = _value(numbers.decoder, condition["key"])
+    value = value_of(numbers.decoder, condition["key"])
     if "set" in condition:
         return (value is not None) is condition["set"]
     if "value" in condition:
         return bool(value == condition["value"])
     if "among" in condition:
         return value in condition["among"]
+    if "numbered" in condition:
+        numbered = isinstance(value, list) and index is not None and index + 1 in value
+        return numbered is condition["numbered"]
     if "holds" in condition:
         return isinstance(value, list) and condition["holds"] in value
     if "group" in condition:
@@ -300,13 +303,6 @@ def holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
     if isinstance(value, (list, str)):
         return index is not None and index < len(value) and bool(value[index] == expected)
     return bool(value == expected)
-
-
-def _value(config: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a key of a configuration, or of one inside an object of it: `outer.inner`."""
-    outer, _, inner = key.partition(".")
-    value = config.get(outer)
-    return _value(value if isinstance(value, Mapping) else {}, inner) if inner else value
 
 
 def _ends_group(size: Any, numbers: Numbers, index: int | None, *, tail: bool) -> bool:

@@ -25,7 +25,7 @@ FAMILY_KEYS = {
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "cache_scales", "deferred", "splits",
-    "unpredicted", "unpredicted_when", "g_idx",
+    "unpredicted", "undescribed", "unpredicted_when", "g_idx",
     "source",
 }  # fmt: skip
 GROUP_KEYS = {

@@ -274,6 +274,12 @@ def _predict_role(
         return _unpredicted(role, f"what {engine.title} does with {family.title} in GPTQ is not predicted"), None
     if not {"*", resolved.method}.isdisjoint(block.get("unpredicted", ())):
         return _unpredicted(role, f"what {pick(block['class'], version)} does here is not predicted"), None
+    if any(
+        re.search(one, tensor.name) for one in block.get("undescribed", ()) for tensor in subject.checkpoint.tensors
+    ):
+        return _unpredicted(
+            role, f"what {pick(block['class'], version)} does with these tensors is not predicted"
+        ), None
     lists = _lists(family, block, engine, version, resolved, target_lists, numbers)
     if role == "target" and subject.checkpoint.left_out:
         return _unpredicted(role, LEFT_OUT), lists

@@ -140,7 +140,14 @@ def served_as(family: Family, architecture: str, numbers: Numbers) -> str:
 
 
 def _first(keys: Sequence[str], *places: Mapping[str, Any]) -> object:
-    return next((place[key] for place in places for key in keys if place.get(key) is not None), None)
+    return next((found for place in places for key in keys if (found := value_of(place, key)) is not None), None)
+
+
+def value_of(config: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a key of a configuration, or of one inside an object of it: `outer.inner`."""
+    outer, _, inner = key.partition(".")
+    value = config.get(outer)
+    return value_of(value if isinstance(value, Mapping) else {}, inner) if inner else value
 
 
 def _number(keys: Sequence[str], *places: Mapping[str, Any]) -> int | None:

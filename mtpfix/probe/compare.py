@@ -16,6 +16,7 @@ def shorten(text: str) -> str:
     """Cut an error text where it begins to print a set, whose order differs from run to run, and where it is long."""
     text = re.sub(r"\{.*", "{…}", text, flags=re.DOTALL)
     text = re.sub(r"(?<=Some parameters like )\S+", "{…}", text)
+    text = re.sub(r"(?<=missing required parameters: ).*", "{…}", text, flags=re.DOTALL)
     text = re.sub(r"(?<=, got )[-+.\de]+(?= in skipped)", "{…}", text)
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 

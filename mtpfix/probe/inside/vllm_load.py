@@ -59,7 +59,10 @@ def default_runner(version: str) -> str:
     return "v2" if tuple(numbers) >= SECOND_RUNNER_SINCE else "v1"
 
 
-PADDED = {"input_mix_weight_down_block_inject.weight": "pad_size"}
+PADDED = {
+    "in_proj_qkvgfab.weight": "in_proj_padding",
+    "input_mix_weight_down_block_inject.weight": "pad_size",
+}
 """Endings of parameters with rows of padding, and the attribute of the module around them that counts those rows."""
 
 
