@@ -101,7 +101,7 @@ def test_variant_differs_from_its_neighbours_as_its_name_says(family: str, varia
         case _:
             assert not packed
     numbers = planned.config | planned.config.get("text_config", {})
-    declared = any(numbers.get(key) for key in DECLARING)
+    declared = any(place.get(key) for key in DECLARING for place in (numbers, planned.config.get("mtp_config", {})))
     assert bool(declared) == (variant != "no-mtp" and FAMILIES[family].declares)
     assert ("quantization_config" in planned.config) == (variant != "hf-quant-only")
     assert (planned.hf_quant_config is None) == (variant in {"config-only", "compressed-tensors"})
