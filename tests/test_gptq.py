@@ -12,10 +12,11 @@ from mtpfix import patch, plan, scan
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.engines import load
 from mtpfix.engines.predict import Subject, predict
+from mtpfix.families import load as load_family
 from mtpfix.model import Confidence, Format, Report, Severity, Verdict
 from tests import checkpoints, gptq
 
-RELEASES = ("0.18.1", "0.25.1", "0.32.0")
+RELEASES = tuple(load_family("glm4_moe").table["gptq"]["vllm"])
 ENGINES = [f"vllm=={release}" for release in RELEASES]
 
 

@@ -15,6 +15,7 @@ from mtpfix import patch
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.engines import load
 from mtpfix.engines.predict import Subject, predict
+from mtpfix.families import load as load_family
 from mtpfix.model import BuiltModule, Observation, Verdict
 from mtpfix.probe.compare import by_path, differences
 from tests import gptq
@@ -72,6 +73,8 @@ def test_prediction_is_what_the_engine_did(release: str, family: str, subjects: 
 
 def test_every_case_was_recorded() -> None:
     assert len(RELEASES) >= 3
+    for family in ("qwen3_next", "qwen3_5", "glm4_moe"):
+        assert [f"vllm-{release}" for release in load_family(family).table["gptq"]["vllm"]] == RELEASES
     for release in RELEASES:
         known = golden(release)
         assert {(family, variant) for family in known for variant in known[family]} == set(cases()), release
