@@ -34,6 +34,7 @@ from tests.newest_families import NEWEST
 from tests.qwen_modules import VISION, VISION_TINY, hybrid, linear_attention, vision_tower
 from tests.recent_families import RECENT
 from tests.sglang_families import SGLANG
+from tests.sparse_families import SPARSE
 from tests.wrapped_families import WRAPPED
 
 # ---------------------------------------------------------------------------------------------- Qwen family
@@ -1283,6 +1284,7 @@ FAMILIES = {
         *LATENT,
         *NEWEST,
         *SGLANG,
+        *SPARSE,
     )
 }
 

@@ -81,6 +81,50 @@ def _bailing_feed_forward(root: str, config: Config, index: int, part: Part) -> 
     yield from experts(f"{root}.mlp.experts", (count, width, hidden), part, "each")
 
 
+def bailing_v2(config: Config, layout: Layout) -> Iterator[Module]:
+    """Yield Ling 2: grouped-query attention with queries, keys and values in one, experts, MTP as layer N."""
+    del layout
+    hidden, vocabulary, last = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
+    yield plain("model.word_embeddings", vocabulary, hidden)
+    for index in range(last):
+        yield from _bailing_v2_layer(f"model.layers.{index}", config, index, "target")
+    yield plain("model.norm", hidden)
+    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
+    for index in range(last, last + config.get("num_nextn_predict_layers", 0)):
+        root = f"model.layers.{index}"
+        yield from norms("branch", hidden, f"{root}.enorm", f"{root}.hnorm", f"{root}.final_layernorm")
+        yield Module(f"{root}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
+        yield from _bailing_v2_layer(root, config, index, "branch")
+
+
+def _bailing_v2_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:
+    hidden, size, heads = config["hidden_size"], config["head_dim"], config["num_attention_heads"]
+    rows = (heads + 2 * config["num_key_value_heads"]) * size
+    yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
+    yield Module(f"{root}.attention.query_key_value", (rows, hidden), Kind.ATTENTION, part)
+    yield Module(f"{root}.attention.dense", (hidden, heads * size), Kind.ATTENTION, part)
+    yield from norms(part, size, f"{root}.attention.query_layernorm", f"{root}.attention.key_layernorm")
+    yield from _bailing_feed_forward(root, config, index, part)
+
+
+def _bailing_v2(size: Size) -> Config:
+    """Return a configuration of Ling 2: that of 2.5, without what that has besides."""
+    config = _bailing_v2_5(size) | {
+        "architectures": ["BailingMoeV2ForCausalLM"],
+        "auto_map": {"AutoConfig": "configuration_bailing_moe_v2.BailingMoeV2Config"},
+        "embedding_dropout": 0.0,
+        "model_type": "bailing_moe",
+        "norm_topk_prob": True,
+        "output_dropout": 0.0,
+        "rope_parameters": {"rope_theta": 600000.0, "rope_type": "default"},
+    }
+    for key in ("kv_lora_rank", "layer_group_size", "linear_silu", "q_lora_rank", "qk_nope_head_dim"):
+        del config[key]
+    for key in ("group_norm_size", "qk_rope_head_dim", "rope_scaling", "v_head_dim"):
+        del config[key]
+    return config
+
+
 def bailing_v3(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield Ling and Ring 3: delta attention, but latent at the end of a group and in a short one; MTP as layer N."""
     del layout
@@ -227,6 +271,65 @@ def _bailing_v3(size: Size) -> Config:
     if size == "tiny":
         config["num_hidden_layers"] = 3  # the last is a group that is short
     return config
+
+
+def bailing_v3_vision(config: Config, layout: Layout) -> Iterator[Module]:
+    """Yield Ling 3 with a vision tower, whose patches are joined by fours and projected by two layers."""
+    text, vision = config["text_config"], config["vision_config"]
+    yield from bailing_v3(text, layout)
+    hidden, width, inner, root = text["hidden_size"], vision["hidden_size"], vision["intermediate_size"], "model.visual"
+    patch = (vision["in_channels"], vision["temporal_patch_size"], vision["patch_size"], vision["patch_size"])
+    yield from _with_bias(f"{root}.patch_embed.proj", (width, *patch), Kind.PLAIN)
+    yield plain(f"{root}.pos_embed", vision["num_position_embeddings"], width, part="vision")
+    for index in range(vision["depth"]):
+        block = f"{root}.blocks.{index}"
+        for name in ("norm1", "norm2"):
+            yield from _with_bias(f"{block}.{name}", (width,), Kind.PLAIN)
+        yield from _with_bias(f"{block}.attn.qkv", (3 * width, width))
+        yield from _with_bias(f"{block}.attn.proj", (width, width))
+        yield from _with_bias(f"{block}.mlp.linear_fc1", (inner, width))
+        yield from _with_bias(f"{block}.mlp.linear_fc2", (width, inner))
+    yield from _with_bias(f"{root}.merger.norm", (width,), Kind.PLAIN)
+    yield from _with_bias("model.linear_proj.0", (hidden, width * vision["spatial_merge_size"] ** 2))
+    yield from _with_bias("model.linear_proj.2", (hidden, hidden))
+
+
+def _bailing_v3_vision(size: Size) -> Config:
+    """Return a configuration of Ling 3 with vision: the text model's and the defaults of the tower's class."""
+    text = _bailing_v3(size) | {"model_type": "bailing_hybrid"}
+    for key in ("auto_map", "rope_scaling"):
+        del text[key]
+    vision: Config = {
+        "deepstack_visual_indexes": [],
+        "depth": 27 if size == "full" else 1,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 1152,
+        "in_channels": 3,
+        "intermediate_size": 4304,
+        "model_type": "qwen3_moe_vit",
+        "num_heads": 16,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": 3584,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    if size == "tiny":
+        vision |= {"hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "num_position_embeddings": 16}
+        text["partial_rotary_factor"] = 1.0
+    return {
+        "architectures": ["BailingMoeV3VLForConditionalGeneration"],
+        "dtype": "bfloat16",
+        "image_token_id": 151655 if size == "full" else 3,
+        "model_type": "bailing_moe_v3_vl",
+        "mrope_section": [12, 10, 10] if size == "full" else [6, 5, 5],
+        "text_config": text,
+        "tie_word_embeddings": False,
+        "video_token_id": 151656 if size == "full" else 4,
+        "vision_config": vision,
+        "vision_end_token_id": 151653 if size == "full" else 5,
+        "vision_start_token_id": 151652 if size == "full" else 6,
+    }
 
 
 # ----------------------------------------------------------------------------------------------------- MiniMax
@@ -402,6 +505,16 @@ RECENT = (
         published="glob",
     ),
     Family(
+        "bailing_v2",
+        "Ling and Ring 2",
+        _bailing_v2,
+        bailing_v2,
+        layer_globs,
+        files={"configuration_bailing_moe_v2.py": BAILING_CONFIGURATION.replace("V2_5", "V2").replace("hybrid", "moe")},
+        published="glob",
+        asked="<0",  # no release of vLLM reads its MTP layer
+    ),
+    Family(
         "bailing_v3",
         "Ling and Ring 3",
         _bailing_v3,
@@ -410,6 +523,17 @@ RECENT = (
         files={"configuration_bailing_moe_v3.py": BAILING_CONFIGURATION.replace("V2_5", "V3")},
         inside={".attention.": ".self_attn."},
         published="glob",
+    ),
+    Family(
+        "bailing_v3_vl",
+        "Ling 3 with vision",
+        _bailing_v3_vision,
+        bailing_v3_vision,
+        layer_globs,
+        vision=("model.visual", "model.linear_proj"),
+        inside={".attention.": ".self_attn."},
+        published="glob",
+        asked=">=0.30",
     ),
     Family(
         "minimax_m3",

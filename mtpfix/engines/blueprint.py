@@ -75,6 +75,7 @@ class Planned:
     unfused: bool
     dequantizes: tuple[str, ...] = ()
     scalars_joined: Table | None = None
+    joined: bool = False
     plain_if_listed: str = ""
     plain_if_pattern: str = ""
     shares_packed: bool = False
@@ -84,6 +85,7 @@ class Planned:
     groups: Table = field(default_factory=dict)
     whole: int = 0
     experts: int = 0
+    first: tuple[int, int] = (1, 1)
     absent: bool = False
     refused: Table = field(default_factory=dict)
     if_plain: Asked | None = None
@@ -206,6 +208,7 @@ def _modules(
                 unfused=bool(pick(entry.get("unfused"), version)),
                 dequantizes=tuple(entry.get("dequantizes", ())),
                 scalars_joined=pick(entry.get("scalars_joined"), version),
+                joined=bool(entry.get("joined")),
                 plain_if_listed=_below(prefix, entry["plain_if_listed"]) if "plain_if_listed" in entry else "",
                 plain_if_pattern=plain_if_pattern,
                 suffixes=tuple(entry.get("suffixes", ())),
@@ -214,6 +217,7 @@ def _modules(
                 groups=entry.get("groups", {}),
                 whole=int(entry.get("whole", 0)),
                 experts=numbers.experts if entry["layer"] == "experts" else 0,
+                first=_first_share(entry.get("first"), numbers),
                 refused=pick(entry.get("refused"), version) or {},
                 if_plain=_asked(pick(entry.get("if_plain"), version), prefix),
                 unless_plain=_asked(pick(entry.get("unless_plain"), version), prefix),
@@ -224,6 +228,14 @@ def _asked(fact: Table | None, prefix: str) -> Asked | None:
     if fact is None:
         return None
     return Asked(tuple(_below(prefix, name) for name in fact["names"]), tuple(fact["methods"]))
+
+
+def _first_share(keys: Sequence[str] | None, numbers: Numbers) -> tuple[int, int]:
+    """Return the queries' share of the rows of queries, keys and values, from the keys of the numbers of heads."""
+    counts = [count for key in keys or () if isinstance(count := numbers.decoder.get(key), int) and count > 0]
+    if len(counts) != 2:
+        return 1, 1
+    return counts[0], counts[0] + 2 * counts[1]
 
 
 def _whole_name(

@@ -178,8 +178,9 @@ def _load(
     table = parameters_of(module.built, module.dialect)
     written: dict[str, int] = {}
     if planned.scalars_joined is not None:
-        yield from _unjoinable(module, planned.scalars_joined, present)
-    for place, item in present if planned.scalars_joined is None else _join(present, len(planned.places)):
+        yield from _unjoinable(module, planned.scalars_joined, present, table)
+    joins = planned.joined or planned.scalars_joined is not None
+    for place, item in _join(present, len(planned.places)) if joins else present:
         turned = module.built.plain and place.part in planned.dequantizes and item.format in EIGHT_BIT
         if turned:
             written["weight"] = written.get("weight", 0) + 1
@@ -261,13 +262,20 @@ def _join_error(pieces: Sequence[Part]) -> str:
     return ""
 
 
-def _unjoinable(module: Module, fact: Table, present: Sequence[tuple[Place, Stored]]) -> Iterator[Event]:
-    """Yield what a loader raises that joins the parts of a module, of tensors that cannot be joined."""
+def _unjoinable(
+    module: Module, fact: Table, present: Sequence[tuple[Place, Stored]], table: Mapping[str, Parameter]
+) -> Iterator[Event]:
+    """Yield what a loader raises that joins the parts of a module, of tensors that cannot be joined.
+
+    Where the loader looks for a parameter first (`sought`), those that the whole has none for are never joined.
+    """
     if len(present) < len(module.planned.places):
         return
     kinds = [kind_of(item, module.built, module.dialect) for _, item in present]
     kind = next((one for one in kinds if one != "same"), "scale-shape")
-    for _, pieces in _pieces(present):
+    for suffix, pieces in _pieces(present):
+        if fact.get("sought") and suffix not in table:
+            continue
         text = _join_error(pieces)
         error = "RuntimeError"
         if not text and fact["does"] != "first" and not any(piece.shape for piece in pieces):
@@ -393,6 +401,7 @@ def _copy(
     row = _mismatch(layer, module.built, place.slot, relation, loader)
     if row is None or row["does"] == "ok":
         return
+    expected, actual = _of_first(expected or (), planned), _of_first(actual, planned)
     words = {
         "built": list(expected or ()),
         "stored": list(actual),
@@ -416,6 +425,12 @@ def _copy(
         order=(LOAD, ("~" if loader.deferred else "") + shard_key(part.order[0]), part.order[1]),
         count=len(part.experts) if part.experts else 1,
     )
+
+
+def _of_first(shape: tuple[int, ...], planned: Planned) -> tuple[int, ...]:
+    """Return the shape of the part of a fused tensor that is copied first, which is what messages show."""
+    share, whole = planned.first
+    return (shape[0] * share // whole, *shape[1:]) if len(shape) > 1 else shape
 
 
 def _relation(expected: tuple[int, ...] | None, actual: tuple[int, ...], dtype: str, parameter: Parameter) -> str:

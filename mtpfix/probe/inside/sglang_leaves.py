@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from .absent import Anything, stand_in, stand_in_with_kinds
-from .patches import declare_torchvision, note, swap, try_import
-from .watch import Watch
+from .patches import declare_torchvision, imported, note, swap, try_import
+from .watch import Watch, marked
 
 ABSENT = ("orjson", "IPython")
 KERNELS = "sgl_kernel"
@@ -66,6 +66,8 @@ def replace_leaves() -> None:
     importlib.import_module("sglang.srt.layers.quantization.modelopt_quant")
     replace_leaves_of_attention()
     importlib.import_module("sglang.srt.models.registry")
+    for module in imported("sglang.srt.models"):
+        swap(module, "_require_cuda", lambda *_, **__: None, "there is no GPU")
 
 
 def replace_leaves_of_attention() -> None:
@@ -185,7 +187,7 @@ class SerialExecutor:
         try:
             future.set_result(function(*given, **named))
         except Exception as error:  # noqa: BLE001 - a future keeps whatever was raised
-            error.while_loading = self.watch.tensor
+            error.while_loading = marked((*given, *named.values())) or self.watch.tensor
             future.set_exception(error)
         return future
 

@@ -21,7 +21,7 @@ from .hollow import Arena
 from .patches import note, swap, try_import
 from .reader import make_reader
 from .sglang_leaves import one_thread, replace_leaves
-from .watch import Watch, answer, attempt, watch_writes
+from .watch import Watch, answer, attempt, held, watch_writes
 
 ENVIRONMENT = {
     "LOCAL_RANK": "0",
@@ -125,7 +125,7 @@ def load_model(checkpoint: str, watch: Watch, *, draft: bool, index: int | None 
         with one_thread(watch), watch_writes(watch):
             model.load_weights(watch.tap(default._get_all_weights(configuration, model)))
     except Exception as error:
-        watch.tensor = getattr(error, "while_loading", watch.tensor)
+        watch.tensor = getattr(error, "while_loading", watch.tensor) or held(error)
         raise
     finally:
         watch.measure()

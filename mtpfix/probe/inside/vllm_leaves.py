@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import re
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -183,19 +184,43 @@ def stand_in_for_operators() -> None:
             note(f"torch.ops._C.{name}", "named without its kernel")
 
 
+KERNEL_MODULES = (
+    "vllm.v1.attention.backends.mla.prefill.flash_attn",
+    "vllm.vllm_flash_attn",
+    "vllm.vllm_flash_attn.flash_attn_interface",
+)
+"""Modules of kernels that models name while they are built, and that a build for the CPU may be unable to import."""
+
+GPU_ALONE = ("vllm.third_party.deep_gemm",)
+"""Modules that only builds for a GPU have; one that stands in has no spec, so that the engine finds none as before."""
+
+
+class Kernels(ModuleType):
+    """A module whose every name is a kernel."""
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return Repacked() if "_cast_to_" in attribute else Kernel
+
+
+class Repacked(Kernel):
+    """Stands where a function would that turns a weight into numbers of another type and their scales."""
+
+    def __call__(self, weight: Any, *_: Any, **__: Any) -> Any:
+        """Leave the weight as it is."""
+        return weight, weight
+
+
 def stand_in_for_kernel_modules() -> None:
-    """Put a module of kernels that are never run in the place of one that needs a GPU's compiler to be imported."""
-    name = "vllm.model_executor.kernels.mhc.tilelang_kernels"
-    if importlib.util.find_spec("tilelang") is None and try_import(name.rpartition(".")[0]) is not None:
-
-        class Kernels(ModuleType):
-            """A module whose every name is a kernel."""
-
-            def __getattr__(self, attribute: str) -> Any:
-                if attribute.startswith("__"):
-                    raise AttributeError(attribute)
-                return Kernel
-
+    """Put modules of kernels that are never run in the place of those that want a GPU's compiler or library."""
+    missing = []
+    tiles = "vllm.model_executor.kernels.mhc.tilelang_kernels"
+    if importlib.util.find_spec("tilelang") is None and try_import(tiles.rpartition(".")[0]) is not None:
+        missing.append(tiles)
+    missing += [name for name in KERNEL_MODULES if fails_to_import(name)]
+    missing += [name for name in GPU_ALONE if try_import(name) is None and try_import(name.rpartition(".")[0])]
+    for name in missing:
         sys.modules[name] = Kernels(name)
         note(name, "its kernels are named, and never run")
 
@@ -207,6 +232,35 @@ def keep_tables_in_memory() -> None:
     if settings is not None:
         ordinary = functools.partial(settings, cpu_offload=False)
         swap(module, "EngramConfig", ordinary, "tables of n-grams lie in the model's own memory")
+
+
+def fails_to_import(name: str) -> bool:
+    """Return whether the engine has a module that cannot be imported here."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        return not f"{name}.".startswith(f"{error.name}.")
+    except ImportError:
+        return True
+    return False
+
+
+def build_what_a_gpu_builds() -> None:
+    """Let packages of models that have a class of their own for each kind of machine give those for NVIDIA's GPUs."""
+    models = importlib.util.find_spec("vllm.models")
+    folders = [Path(folder) for folder in (models.submodule_search_locations or () if models else ())]
+    for parts in (place for folder in folders for place in folder.iterdir()):
+        if not (parts / "cpu").is_dir() or not (parts / "nvidia").is_dir():
+            continue
+        package = f"vllm.models.{parts.name}"
+        chosen = importlib.import_module(package)
+        for name in getattr(chosen, "__all__", ()):
+            for module in map(try_import, submodules(f"{package}.nvidia")):
+                kind = getattr(module, name, None)
+                if isinstance(kind, type) and kind.__module__ == getattr(module, "__name__", ""):
+                    swap(chosen, name, kind, "the class for CUDA is built, not the one for the CPU")
+    for module in imported("vllm.model"):
+        swap(module, "compute_fp8_einsum_recipe", lambda *_, **__: ((1, 128, 128), False), "no kernel is prepared")
 
 
 def choose_cpu() -> Any:
@@ -248,6 +302,7 @@ def replace_leaves() -> None:
     stand_in_for_operators()
     stand_in_for_kernel_modules()
     keep_tables_in_memory()
+    build_what_a_gpu_builds()
     registry = try_import("vllm.model_executor.models.registry")
     swap(registry, "_run_in_subprocess", lambda function: function(), "models are inspected in this process")
     for name in ("Stream", "Event"):

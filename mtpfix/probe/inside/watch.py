@@ -10,6 +10,7 @@ engine: knows torch alone.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import sysconfig
@@ -58,6 +59,30 @@ def floored(parameter: Any) -> bool:
     return parameter.dtype is torch.float32 and parameter.numel() < 64 and bool((parameter == lowest).all())
 
 
+def mark(weight: Any, name: str) -> None:
+    """Write its name on a tensor, for loaders that keep some back until all others were handed out."""
+    with contextlib.suppress(AttributeError):
+        weight.name_in_file = name
+
+
+def marked(values: Iterable[Any]) -> str | None:
+    """Return the name of the first tensor among some values that bears one."""
+    import torch
+
+    tensors = (value for value in values if isinstance(value, torch.Tensor))
+    return next((value.name_in_file for value in tensors if hasattr(value, "name_in_file")), None)
+
+
+def held(error: BaseException) -> str | None:
+    """Return the name of the tensor that the outermost function which has one looked at when an error was raised."""
+    step = error.__traceback__
+    while step is not None:
+        if (name := marked(list(step.tb_frame.f_locals.values()))) is not None:
+            return name
+        step = step.tb_next
+    return None
+
+
 class Watch:
     """What one model does while it is built and loaded; `arena` holds what of it takes no memory."""
 
@@ -99,6 +124,7 @@ class Watch:
         for name, weight in weights:
             self.tensor = name
             self.seen.setdefault(name, False)
+            mark(weight, name)
             yield name, weight
         self.tensor = None
 
