@@ -30,8 +30,14 @@ def first_module(table: Table) -> Table:
     return entry
 
 
+def first_group(table: Table) -> Table:
+    """Return the first group of the draft, one that is added where a class is never constructed."""
+    groups: list[Table] = draft(table).setdefault("group", [{"disk": "", "modules": []}])
+    return groups[0]
+
+
 def rename_listing(table: Table) -> None:
-    draft(table)["group"][0]["modules"] = ["nowhere"]
+    first_group(table)["modules"] = ["nowhere"]
 
 
 def duplicate_block(table: Table) -> None:
@@ -46,7 +52,7 @@ def newest(table: Table) -> str:
 SPOILT_FAMILIES: dict[str, tuple[Callable[[Table], object], str]] = {
     "unknown key of the file": (lambda table: table.update(tittle="x"), "no key is called tittle"),
     "unknown key of a block": (lambda table: draft(table).update(unknwon="x"), "no key is called unknwon"),
-    "unknown key of a group": (lambda table: draft(table)["group"][0].update(prefx="x"), "no key is called prefx"),
+    "unknown key of a group": (lambda table: first_group(table).update(prefx="x"), "no key is called prefx"),
     "unknown key of a module": (lambda table: first_module(table).update(layr="row"), "no key is called layr"),
     "bad layer class": (lambda table: first_module(table).update(layer="rows"), "'rows' is no layer class"),
     "no layer class": (lambda table: first_module(table).pop("layer"), "None is no layer class"),
