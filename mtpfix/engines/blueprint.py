@@ -76,6 +76,7 @@ class Planned:
     dequantizes: tuple[str, ...] = ()
     scalars_joined: Table | None = None
     joined: bool = False
+    last: bool = False
     plain_if_listed: str = ""
     plain_if_pattern: str = ""
     shares_packed: bool = False
@@ -209,6 +210,7 @@ def _modules(
                 dequantizes=tuple(entry.get("dequantizes", ())),
                 scalars_joined=pick(entry.get("scalars_joined"), version),
                 joined=bool(entry.get("joined")),
+                last=bool(entry.get("last")),
                 plain_if_listed=_below(prefix, entry["plain_if_listed"]) if "plain_if_listed" in entry else "",
                 plain_if_pattern=plain_if_pattern,
                 suffixes=tuple(entry.get("suffixes", ())),

@@ -35,7 +35,7 @@ GROUP_KEYS = {
 MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
-    "scalars_joined", "joined", "first", "plain_if_listed",
+    "scalars_joined", "joined", "last", "first", "plain_if_listed",
     "plain_when", "whole", "no_slot", "split", "groups", "refused", "if_plain", "unless_plain", *SLOTS,
 }  # fmt: skip
 LAYERS = {

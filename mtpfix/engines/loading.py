@@ -422,7 +422,7 @@ def _copy(
         error=row.get("error", "") if crash else "",
         text=_fill(row.get("text", ""), **words) if crash else "",
         because=tuple(dict.fromkeys((*module.because, *([row["source"]] if row.get("source") else [])))),
-        order=(LOAD, ("~" if loader.deferred else "") + shard_key(part.order[0]), part.order[1]),
+        order=(LOAD, "~" * (loader.deferred + planned.last) + shard_key(part.order[0]), part.order[1]),
         count=len(part.experts) if part.experts else 1,
     )
 

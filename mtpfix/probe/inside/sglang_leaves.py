@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import sys
 import tempfile
 import types
 from collections.abc import Callable, Iterator
@@ -66,8 +67,22 @@ def replace_leaves() -> None:
     importlib.import_module("sglang.srt.layers.quantization.modelopt_quant")
     replace_leaves_of_attention()
     importlib.import_module("sglang.srt.models.registry")
+    stand_in_for_casts()
     for module in imported("sglang.srt.models"):
         swap(module, "_require_cuda", lambda *_, **__: None, "there is no GPU")
+
+
+def stand_in_for_casts() -> None:
+    """Let 16-bit weights be turned into 8-bit ones after loading, where the package for it is missing.
+
+    It comes when the engine has found by itself that its kernels are not there.
+    """
+    name = "deep_gemm"
+    if importlib.util.find_spec(name) is None:
+        module = types.ModuleType(name)
+        module.per_block_cast_to_fp8 = lambda weight, *_, **__: (weight, weight)
+        sys.modules[name] = module
+        note(name, "weights are not turned into 8-bit ones after loading")
 
 
 def replace_leaves_of_attention() -> None:
