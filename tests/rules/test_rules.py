@@ -526,6 +526,36 @@ no-mtp              -          -        -
 """The same for the newest families."""
 
 
+FROM_ELSEWHERE = """
+                    dots3_note      deepseek_v4     bailing_v3_vl
+published           104+202         202             202
+excluded-glob       104+202         202             202
+excluded-exact      104+202         202             202
+excluded-engine     104+201+202     -               201+202
+nothing-excluded    104+201         201             201+202
+branch-nvfp4        104+202         202             202
+all-nvfp4           104             -               202
+missing             101             101             101+202
+config-only         104+202         202             202
+hf-quant-only       104+202         202             202
+mixed               -               -               -
+compressed-tensors  202             201             201+202
+packed-glue         104+202         202             202
+listed-packed       104+202         202             202
+branch-fp8          104+202+205     202+205         202+205
+o-proj-unlisted     104+201+202     202             202
+packed-head         104+202         104+202+203     202+301
+conflict            104+201+401     201+401         201+202+401
+no-input-scale      104+202+301     202+301         202+301
+weights-only        104+202         202             202
+fused-experts       .               .               .
+layer-arrays        .               .               .
+short-arrays        .               .               .
+no-mtp              -               -               -
+"""
+"""The same for families whose lists, as they are on disk, never reach the branch."""
+
+
 IN_SGLANG = """
                     qwen3_moe
 published           202
@@ -568,8 +598,37 @@ def cells(*matrices: str) -> dict[tuple[str, str], set[str]]:
     return table
 
 
-CELLS = cells(MATRIX, RENAMED, FURTHER, RECENT, NEWER, NEWEST_FAMILIES)
-SGLANG_CELLS = cells(IN_SGLANG)
+OLDER_IN_SGLANG = """
+                    bailing_v2
+published           -
+excluded-glob       -
+excluded-exact      -
+excluded-engine     -
+nothing-excluded    -
+branch-nvfp4        203
+all-nvfp4           203
+missing             101
+config-only         -
+hf-quant-only       -
+mixed               203
+compressed-tensors  603
+packed-glue         203
+listed-packed       203
+branch-fp8          203
+o-proj-unlisted     -
+packed-head         301
+conflict            401
+no-input-scale      301
+weights-only        301
+fused-experts       .
+layer-arrays        .
+short-arrays        .
+no-mtp              -
+"""
+"""The same for Ling 2, whose MTP layer SGLang takes for 16-bit whatever is stored."""
+
+CELLS = cells(MATRIX, RENAMED, FURTHER, RECENT, NEWER, NEWEST_FAMILIES, FROM_ELSEWHERE)
+SGLANG_CELLS = cells(IN_SGLANG, OLDER_IN_SGLANG)
 
 
 def test_the_matrix_names_every_checkpoint_there_is() -> None:
@@ -610,8 +669,11 @@ def test_a_model_without_mtp_has_no_findings_in_any_release(family: str, fixture
 
 
 def test_a_head_that_the_branch_shares_with_the_model_is_not_missing(fixtures: Fixtures) -> None:
+    heads = {"model.layers.2.shared_head.head"}  # built packed where no list reaches it, and then looked for
     for family in FAMILIES:
-        assert not of(scan(fixtures(family, "excluded-glob"), engines=[NEWEST]), "MTP104")
+        report = scan(fixtures(family, "excluded-glob"), engines=[NEWEST])
+        missing = {finding.module for finding in of(report, "MTP104")}
+        assert missing == (heads if CELLS.get((family, "excluded-glob"), set()) >= {"MTP104"} else set())
 
 
 @pytest.mark.parametrize(("family", "variant"), [("deepseek_v3", "excluded-glob"), ("glm4_moe", "branch-nvfp4")])
