@@ -82,6 +82,7 @@ class Planned:
     shares_packed: bool = False
     suffixes: tuple[str, ...] = ()
     no_slot: Table = field(default_factory=dict)
+    reads_weight: Table | None = None
     split: bool = True
     groups: Table = field(default_factory=dict)
     whole: int = 0
@@ -215,6 +216,7 @@ def _modules(
                 plain_if_pattern=plain_if_pattern,
                 suffixes=tuple(entry.get("suffixes", ())),
                 no_slot=entry.get("no_slot", {}),
+                reads_weight=pick(entry.get("reads_weight"), version),
                 split=bool(entry.get("split", True)),
                 groups=entry.get("groups", {}),
                 whole=int(entry.get("whole", 0)),

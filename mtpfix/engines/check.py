@@ -36,14 +36,16 @@ MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
     "scalars_joined", "joined", "last", "first", "plain_if_listed",
-    "plain_when", "whole", "no_slot", "split", "groups", "refused", "if_plain", "unless_plain", *SLOTS,
+    "plain_when", "whole", "no_slot", "reads_weight", "split", "groups", "refused", "if_plain", "unless_plain",
+    *SLOTS,
 }  # fmt: skip
 LAYERS = {
     "column", "merged", "qkv", "row", "replicated", "linear", "head", "embedding", "experts", "norm", "table",
     "batched",
 }  # fmt: skip
 MAY_HAVE_GAPS = {
-    "arrays", "broken", "deferred", "param", "partial_scalars", "prefix", "refused", "unknown",
+    "arrays", "broken", "deferred", "param", "partial_scalars", "prefix", "reads_weight", "refused", "unknown",
+    "unpredicted", "unpredicted_when",
 }  # fmt: skip
 """Facts that need not cover every release: absent means the default that docs/knowledge.md gives."""
 

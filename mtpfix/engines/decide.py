@@ -287,10 +287,11 @@ class Decider:
             unmatched_raises=self._fact("ct_unmatched_raises"),
             experts=self._fact("ct_experts"),
             experts_class=self._fact("ct_experts_class"),
+            head=self._fact("ct_head"),
+            entries=self._fact("ct_entries"),
+            differ=self._fact("ct_differ")["text"],
         )
-        because = self._sources("ct_shards")
-        if layer == "head" and not self._fact("ct_head"):
-            return Decision(Format.BF16, Dialect.COMPRESSED_TENSORS, because=self._sources("ct_head"))
+        because = self._sources("ct_head" if layer == "head" and rules.head == "plain" else "ct_shards")
         if layer == "experts":
             match = compressed_experts(prefix, self.lists.compressed, self.packed, rules)
         else:

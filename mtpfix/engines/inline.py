@@ -8,13 +8,15 @@ have are named, never guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mtpfix.engines.components import refused_entries
+from mtpfix.engines.matching import refused_patterns
 from mtpfix.engines.resolved import FORMATS, Facts, RefusedError, Resolved
 from mtpfix.model import Declaration, Format, Scheme
 
-PREDICTED = frozenset({"modelopt_fp4", "modelopt_fp8", "modelopt_mixed"})
+PREDICTED = frozenset({"compressed-tensors", "modelopt_fp4", "modelopt_fp8", "modelopt_mixed"})
 """Methods whose matching is known here; a checkpoint without any method is predicted as well."""
 
 UNKNOWN_METHOD = "Unknown quantization method: {method}. Must be one of {methods}."
@@ -29,6 +31,7 @@ UNSUPPORTED = (
 FIELDS_MISSING = "NVFP4 quantization requires group_size and exclude_modules specified in the quantization config"
 NOT_MIXED = "ModelOptMixedPrecisionConfig only supports MIXED_PRECISION checkpoints."
 NO_LAYERS = "MIXED_PRECISION quantization requires a non-empty quantized_layers map."
+NO_SECTION = "Cannot find any of ['quantization'] in the model's quantization config."
 NO_FILE = "Cannot find the config file for {method}"
 INVALID = "Invalid quant_config, quantization method: {method},hf architectures: {architecture}. "
 
@@ -41,16 +44,18 @@ def resolve_inline(declarations: Sequence[Declaration], facts: Facts, architectu
     named: str | None = None
     try:
         if judged is not None:
-            named = _method(judged, facts, architecture)
+            named, written = _method(judged, facts, architecture)
             built = top or _at(declarations, "text_config", "quantization_config") or judged
         elif other is not None:
-            named = _parsed(_inner(other.raw), facts, architecture)
+            named, written = _parsed(_inner(other.raw), facts, architecture), {}
             built = _at(declarations, "text_config", "quantization_config") or other
         else:
             return Resolved(None, None, because=tuple(facts.cited))
         if named is None:
             return Resolved(None, built, because=tuple(facts.cited))
         _check_known(named, facts)
+        if built is judged and written:
+            built = replace(built, raw={**built.raw, **written})
         return _build(built, other, named, facts, architecture)
     except RefusedError as refused:
         because = tuple(dict.fromkeys((*facts.cited, refused.source)))
@@ -78,15 +83,20 @@ def _inner(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return nested if isinstance(nested, Mapping) else raw
 
 
-def _method(block: Declaration, facts: Facts, architecture: str) -> str:
-    """Return the method of a block in config.json: what its algorithm says where it is looked into, else its name."""
+def _method(block: Declaration, facts: Facts, architecture: str) -> tuple[str, Mapping[str, Any]]:
+    """Return the method of a block in config.json: what its algorithm says where it is looked into, else its name.
+
+    With it comes what the engine then writes into the block: a block of the nested form is thereafter read as a flat
+    one, in which its lists are not looked for.
+    """
     raw = block.raw
     named = raw.get("quant_method")
     if block.path == ("quantization_config",) and ("" if named is None else named) in facts["inline_methods"]:
         inner = _inner(raw) if facts["nested_inline"] else raw
-        named = _parsed(inner, facts, architecture) or named
+        if (parsed := _parsed(inner, facts, architecture)) is not None:
+            return parsed, {"quant_method": parsed, "quant_algo": inner["quant_algo"]}
     method = str(named or "").lower()
-    return GPTQ if method == "gptq" and GPTQ in facts["methods"] else method
+    return GPTQ if method == "gptq" and GPTQ in facts["methods"] else method, {}
 
 
 def _parsed(inner: Mapping[str, Any], facts: Facts, architecture: str) -> str | None:
@@ -125,16 +135,24 @@ def _build(block: Declaration, other: Declaration | None, method: str, facts: Fa
         block = other
     kind = {"modelopt": "modelopt_fp8"}.get(method, method)
     raw = block.raw
-    if block.file != "config.json" and str(_table(raw.get("producer")).get("name", "")).startswith("modelopt"):
+    if (
+        method.startswith("modelopt")
+        and block.file != "config.json"
+        and str(_table(raw.get("producer")).get("name", "")).startswith("modelopt")
+    ):
         algorithm = _inner(raw).get("quant_algo")
         if algorithm is None:
             text = INVALID.format(method=method, architecture=architecture)
             raise facts.refuse("ValueError", text, "quantization_files")
-        if method != "modelopt_mixed":
-            kind = "modelopt_fp8" if algorithm == "FP8" or method == "modelopt_fp8" else "modelopt_fp4"
+        if algorithm == "FP8" or method == "modelopt_fp8":
+            kind = "modelopt_fp8"
+        elif "FP4" in str(algorithm):
+            kind = "modelopt_fp4"
     if kind not in PREDICTED:
         reason = f"the quantization method {method} is not predicted"
         return Resolved(method, block, because=tuple(facts.cited), simulated=False, reason=reason)
+    if kind == "compressed-tensors":
+        return _compressed(block, facts)
     if kind == "modelopt_mixed":
         return _mixed(block, facts)
     return _fp8(block, facts) if kind == "modelopt_fp8" else _fp4(block, facts)
@@ -146,17 +164,22 @@ def _incomplete(raw: Mapping[str, Any], facts: Facts) -> bool:
     return any(not any(key in raw for key in keys) for keys in needed)
 
 
-def _section(raw: Mapping[str, Any], facts: Facts, fact: str) -> tuple[Mapping[str, Any], bool]:
+def _section(
+    raw: Mapping[str, Any], facts: Facts, fact: str, refusal: str = NO_ALGORITHM
+) -> tuple[Mapping[str, Any], bool]:
     """Return the part of a block that its keys stand in, and whether it is the nested form."""
     if raw.get("quant_algo") is not None:
         return raw, False
     nested = raw.get("quantization")
     if not isinstance(nested, Mapping):
-        raise facts.refuse("ValueError", NO_ALGORITHM, fact)
+        raise facts.refuse("ValueError", refusal, fact)
     return nested, True
 
 
 def _fp4(block: Declaration, facts: Facts) -> Resolved:
+    if str(block.raw.get("quant_method", "")).lower() == "fp8" and facts["fp8_requantized"]:
+        reason = "an fp8 block that is read as modelopt_fp4 is not predicted"
+        return Resolved("modelopt_fp4", block, because=tuple(facts.cited), simulated=False, reason=reason)
     inner, nested = _section(block.raw, facts, "modelopt_algorithms")
     if nested and ("quant_algo" not in inner or len(_sizes(block.raw)) != 1):
         raise facts.refuse("ValueError", NO_ALGORITHM, "modelopt_algorithms")
@@ -200,7 +223,7 @@ def _fp8(block: Declaration, facts: Facts) -> Resolved:
 
 
 def _mixed(block: Declaration, facts: Facts) -> Resolved:
-    inner, nested = _section(block.raw, facts, "mixed_keys")
+    inner, nested = _section(block.raw, facts, "mixed_keys", NO_SECTION)
     keys: list[str] = ["exclude_modules"] if nested else facts["mixed_list_keys"]
     if inner.get("quant_algo") != "MIXED_PRECISION":
         raise facts.refuse("ValueError", NOT_MIXED, "mixed_keys")
@@ -210,7 +233,7 @@ def _mixed(block: Declaration, facts: Facts) -> Resolved:
     key = next((one for one in keys if one in inner), "")
     excludes = _listed(inner, key)
     algorithms = {name: _text(_table(one).get("quant_algo")) for name, one in layers.items()}
-    refused = refused_entries(excludes)
+    reason = _unread(inner, key, excludes)
     return Resolved(
         method="modelopt_mixed",
         declaration=block,
@@ -218,8 +241,27 @@ def _mixed(block: Declaration, facts: Facts) -> Resolved:
         because=tuple(facts.cited),
         excludes=excludes,
         layers=algorithms,
-        simulated=not refused,
-        reason=f"the entry {refused[0]!r} is not run as a pattern" if refused else "",
+        simulated=not reason,
+        reason=reason,
+    )
+
+
+def _compressed(block: Declaration, facts: Facts) -> Resolved:
+    raw = block.raw
+    reasons = [f"a {key} is not predicted" for key in ("linear_fp8_config", "sparsity_config") if raw.get(key)]
+    formats = {group.scheme.format for group in block.groups}
+    known = {Format.NVFP4} if facts["ct_nvfp4"] else set()
+    reasons += [f"compressed-tensors with {name} is not predicted" for name in sorted(formats - known)]
+    excludes = _listed(raw, "ignore")
+    unread = refused_patterns((*excludes, *(name for group in block.groups for name in group.targets)))
+    reasons += [f"the pattern {name!r} is not run" for name in unread[:1]]
+    return Resolved(
+        method="compressed-tensors",
+        declaration=block,
+        because=tuple(facts.cited),
+        excludes=excludes,
+        simulated=not reasons,
+        reason="; ".join(reasons),
     )
 
 
@@ -227,11 +269,7 @@ def _uniform(
     block: Declaration, facts: Facts, method: str, algorithm: str, key: str, inner: Mapping[str, Any], reason: str
 ) -> Resolved:
     excludes = _listed(inner, key)
-    refused = refused_entries(excludes)
-    if refused:
-        reason = f"the entry {refused[0]!r} is not run as a pattern"
-    if not isinstance(inner.get(key, []), (list, type(None))):
-        reason = f"{key} is not a list"
+    reason = _unread(inner, key, excludes) or reason
     built = FORMATS.get(algorithm, Format.UNKNOWN)
     size = inner.get("group_size")
     return Resolved(
@@ -254,6 +292,14 @@ def _uniform(
 def _listed(inner: Mapping[str, Any], key: str) -> tuple[str, ...]:
     value = inner.get(key)
     return tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
+
+
+def _unread(inner: Mapping[str, Any], key: str, excludes: Sequence[str]) -> str:
+    """Return why a list is not read as the engine reads it; empty where it is."""
+    if not isinstance(inner.get(key, []), (list, type(None))):
+        return f"{key} is not a list"
+    refused = refused_entries(excludes)
+    return f"the entry {refused[0]!r} is not run as a pattern" if refused else ""
 
 
 def _text(value: object) -> str | None:

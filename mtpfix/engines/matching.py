@@ -1,7 +1,8 @@
 """How an engine decides from its lists whether, and how, a module is quantized: a closed set of pure functions.
 
-Knows vLLM's matchers and names the entry that decided, or the error the engine raises. Which of them a release uses is
-data (`vllm.toml`); which prefix a module is asked with is family data; what a scheme builds is not known here.
+Knows vLLM's matchers, and what SGLang made of those for compressed-tensors, and names the entry that decided, or the
+error the engine raises. Which of them a release uses is data (`vllm.toml`, `sglang.toml`); which prefix a module is
+asked with is family data; what a scheme builds is not known here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Literal, assert_never
 
 from mtpfix.engines.mapping import Entries
 
@@ -25,12 +26,6 @@ Wildcards = Literal["regex", "substring", "glob"]
 
 FUSED_PARTLY_LISTED = (
     "Detected some but not all shards of {prefix} are quantized. All shards of fused layers to have the same precision."
-)
-SCHEMES_DIFFER = (
-    "Found a different quantization schemes for {parts} in {prefix}. vLLM requires all to use the same scheme."
-)
-SHARDS_DIFFER = (
-    "Found different quantization schemes for the shards of {prefix}. vLLM requires all to use the same scheme."
 )
 NO_TARGET = "Unable to find matching target for {prefix} in the compressed-tensors config."
 EXPERTS_DIFFER = "All MoE projections need to have same quantization scheme but found multiple"
@@ -87,6 +82,20 @@ class Listing:
         """Return the first entry that is this name, or its end after a dot."""
         ends = [name, *(name[dot + 1 :] for dot, letter in enumerate(name) if letter == ".")]
         return min((self._places[end] for end in ends if end in self._places), default=None)
+
+    def end(self, name: str) -> int | None:
+        """Return the first entry that is this name, its end after a dot, or a pattern that matches from its start."""
+        return min((place for place in (self.pattern(name), self.suffix(name)) if place is not None), default=None)
+
+    def anywhere(self, name: str) -> int | None:
+        """Return the first entry that is a part of this name in any case, or a pattern that matches from its start."""
+        places = (self.pattern(name), self._lowered.inside(name.lower()))
+        return min((place for place in places if place is not None), default=None)
+
+    @cached_property
+    def _lowered(self) -> Listing:
+        names = tuple(name.lower() for name in self.entries.names)
+        return Listing(Entries(names, self.entries.written))
 
     def inside(self, name: str, *, proper: bool = False) -> int | None:
         """Return the first entry that is a part of this name; with `proper`, one that is not the whole name."""
@@ -455,36 +464,56 @@ class CompressedRules:
     `shards`: every part of a fused layer is tried, unless the list names the fused layer; without it (from 0.30) any
     entry that matches the fused name wins first. `fused_first` (from 0.27.1): parts are tried before class names.
     `unmatched_raises` (to 0.20.2): a layer that no target matches is an error. `experts`: `Linear` before 0.12, then
-    the parts of the first expert. `experts_class` is the class name that experts have.
+    the parts of the first expert; `listed` (SGLang before 0.5.9): `Linear`, unless the ignore list names them.
+    `experts_class` is the class name that experts have. `entries`: an entry of the ignore list is a name or a pattern;
+    or (SGLang) a part of a name; or the end of one. `head`: never quantized (`listed`: yet an error of the ignore list
+    counts); as a linear layer, but an error means plain; or (SGLang from 0.5.19) where a target names it. `differ` is
+    the text where parts of a fused layer differ.
     """
 
     shards: bool
     fused_first: bool
     unmatched_raises: bool
-    experts: Literal["linear", "first"]
+    experts: Literal["linear", "first", "listed"]
     experts_class: str
+    head: Literal["plain", "listed", "asked", "named"]
+    entries: Literal["pattern", "part", "end"]
+    differ: str
+
+    def find(self, listing: Listing, name: str) -> int | None:
+        """Return the first entry of an ignore list that names a layer."""
+        match self.entries:
+            case "pattern":
+                return listing.pattern(name)
+            case "part":
+                return listing.anywhere(name)
+            case "end":
+                return listing.end(name)
+            case other:
+                assert_never(other)
 
 
-def ignored(prefix: str, listing: Listing, packed: Packed, *, shards: bool) -> Match:
+def ignored(prefix: str, listing: Listing, packed: Packed, rules: CompressedRules) -> Match:
     """Ask `should_ignore_layer`: plain where the ignore list names the layer or all parts of a fused one.
 
     Source: model_executor/layers/quantization/compressed_tensors/utils.py:53@0.32.0, :22@0.11.2;
-    model_executor/layers/quantization/utils/config_utils.py:344@0.32.0.
+    model_executor/layers/quantization/utils/config_utils.py:344@0.32.0. SGLang's
+    srt/layers/quantization/compressed_tensors/utils.py:24@0.5.23.
     """
     last = prefix.rpartition(".")[2]
     fused = last in packed
-    whole = listing.exact(prefix) if fused and shards else listing.pattern(prefix)
+    whole = listing.exact(prefix) if fused and rules.shards else rules.find(listing, prefix)
     if whole is not None:
         return listing.answer(whole)
     if not fused:
         return QUANTIZED
-    places = [listing.pattern(prefix.replace(last, part)) for part in packed[last]]
+    places = [rules.find(listing, prefix.replace(last, part)) for part in packed[last]]
     hits = [place for place in places if place is not None]
     if not places:
-        return _error("AssertionError") if shards else PLAIN
+        return _error("AssertionError") if rules.shards else PLAIN
     if hits and len(hits) < len(places):
-        text = SCHEMES_DIFFER if shards else SHARDS_DIFFER
-        return _error("ValueError", text.format(prefix=prefix, parts=list(packed[last])))
+        text = rules.differ.replace("{parts}", str(list(packed[last]))).replace("{prefix}", prefix)
+        return _error("ValueError", text)
     return listing.answer(hits[0]) if hits else QUANTIZED
 
 
@@ -565,7 +594,7 @@ def compressed(prefix: str, class_name: str, lists: Compressed, packed: Packed, 
 
     Source: model_executor/layers/quantization/compressed_tensors/compressed_tensors.py:998@0.32.0, :633@0.11.2.
     """
-    first = ignored(prefix, lists.ignore, packed, shards=rules.shards)
+    first = ignored(prefix, lists.ignore, packed, rules)
     if first.plain or first.error is not None:
         return first
     if not lists.entries.names:
@@ -577,12 +606,31 @@ def compressed(prefix: str, class_name: str, lists: Compressed, packed: Packed, 
 
 
 def compressed_head(prefix: str, class_name: str, lists: Compressed, packed: Packed, rules: CompressedRules) -> Match:
-    """Ask for a language model head, from 0.20.2 on: as for a linear layer, but an error means plain.
+    """Ask for a language model head.
 
-    Source: model_executor/layers/quantization/compressed_tensors/compressed_tensors.py:187@0.32.0.
+    Source: model_executor/layers/quantization/compressed_tensors/compressed_tensors.py:187@0.32.0. SGLang's
+    srt/layers/quantization/compressed_tensors/compressed_tensors.py:1095@0.5.23.
     """
-    found = compressed(prefix, class_name, lists, packed, rules)
-    return PLAIN if found.error is not None and found.error[0] == "ValueError" else found
+    match rules.head:
+        case "plain":
+            return PLAIN
+        case "listed":
+            first = ignored(prefix, lists.ignore, packed, rules)
+            return PLAIN if first.error is None else first
+        case "asked":
+            found = compressed(prefix, class_name, lists, packed, rules)
+            return PLAIN if found.error is not None and found.error[0] == "ValueError" else found
+        case "named":
+            if not lists.entries.names:
+                return PLAIN
+            first = ignored(prefix, lists.ignore, packed, rules)
+            if first.plain or first.error is not None:
+                return first
+            place = rules.find(lists.targets, prefix)
+            named = lists.targets.entries.names
+            return PLAIN if place is None else lists.targets.answer(place, plain=False, scheme=named[place])
+        case other:
+            assert_never(other)
 
 
 EXPERT_PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -594,10 +642,19 @@ def compressed_experts(
     """Ask for experts; `parts` names gate, up and down as the checkpoint does.
 
     From 0.12 on the first expert's parts stand for all and must have one scheme; "Linear" then also targets experts.
-    Before, "Linear" targets experts whatever the ignore list says.
+    Before, "Linear" targets experts whatever the ignore list says, or (SGLang before 0.5.9) unless it names them.
     Source: .../compressed_tensors/compressed_tensors_moe/compressed_tensors_moe.py:28@0.32.0,
-    .../compressed_tensors/compressed_tensors_moe.py:106@0.11.2.
+    .../compressed_tensors/compressed_tensors_moe.py:106@0.11.2. SGLang's
+    srt/layers/quantization/compressed_tensors/compressed_tensors.py:880@0.5.23, compressed_tensors_moe.py:106@0.5.8.
     """
+    if rules.experts == "listed":
+        first = ignored(prefix, lists.ignore, packed, rules)
+        linear = lists.targets.exact("Linear")
+        if first.plain or first.error is not None:
+            return first
+        if linear is None:
+            return _error("KeyError", "'Linear'")
+        return lists.targets.answer(linear, plain=False, scheme="Linear")
     if rules.experts == "linear":
         return _experts_by_linear(lists, packed, rules)
     extended = lists.with_experts(rules.experts_class)

@@ -18,7 +18,7 @@ from mtpfix.checkpoint.names import split_name
 from mtpfix.checkpoint.stored import stored_modules
 from mtpfix.engines import Engine, load
 from mtpfix.engines.blueprint import Blueprint, Names, Planned, draw, full_names, holds
-from mtpfix.engines.decide import Decider, Lists, prepare_lists
+from mtpfix.engines.decide import Decider, Decision, Lists, prepare_lists
 from mtpfix.engines.gptq import METHODS as GPTQ
 from mtpfix.engines.gptq import odd_experts, packed_names
 from mtpfix.engines.loading import (
@@ -34,6 +34,7 @@ from mtpfix.engines.loading import (
     refuse,
 )
 from mtpfix.engines.mapping import from_toml
+from mtpfix.engines.parameters import parameters_of
 from mtpfix.engines.resolve import resolve
 from mtpfix.engines.resolved import Resolved
 from mtpfix.engines.split import split_module, split_numbers
@@ -272,7 +273,8 @@ def _predict_role(
         return _unpredicted(role, reason), None
     if resolved.method in GPTQ and engine.name not in family.table.get("gptq", {}):
         return _unpredicted(role, f"what {engine.title} does with {family.title} in GPTQ is not predicted"), None
-    if not {"*", resolved.method}.isdisjoint(block.get("unpredicted", ())):
+    unpredicted = pick(block.get("unpredicted"), version) or ()
+    if not {"*", resolved.method}.isdisjoint([unpredicted] if isinstance(unpredicted, str) else unpredicted):
         return _unpredicted(role, f"what {pick(block['class'], version)} does here is not predicted"), None
     if any(
         re.search(one, tensor.name) for one in block.get("undescribed", ()) for tensor in subject.checkpoint.tensors
@@ -405,6 +407,7 @@ def _simulate(
             if not decision.format.plain or any(subject.elsewhere[name] - PLAIN_PARTS for name in unread):
                 unsure += unread
             continue
+        events += _nameless(planned, decision, position)
         if planned.layer != "norm":
             built.append(Built(names, planned.prefix, planned.layer, decision.format, because, decision.entry))
         module = Module(planned, decision.format, decision.dialect, because, position)
@@ -466,6 +469,15 @@ def _broken(block: Table, version: str, method: str, numbers: Numbers) -> Iterat
     if holds(fact.get("when"), numbers, None):
         because = (str(fact.get("source", "")),)
         yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], fact["text"], because, (CONSTRUCT, "", ""))
+
+
+def _nameless(planned: Planned, decision: Decision, position: int) -> Iterator[Event]:
+    """Yield the error of a class that looks at the `weight` of a module whose weight has another name."""
+    fact = planned.reads_weight
+    if fact and "weight" not in parameters_of(decision.format, decision.dialect):
+        order = (CONSTRUCT, f"{position:08d}", "~")
+        because = (str(fact.get("source", "")),)
+        yield Event("class-broken", Outcome.CRASH, planned.prefix, "", fact["does"], fact["text"], because, order)
 
 
 def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Event]:

@@ -9,6 +9,8 @@ differs, the change that adds the release is one line, which is printed; where s
 from __future__ import annotations
 
 import argparse
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -147,7 +149,7 @@ def judge(engine: Engine, version: str, cases: Sequence[tuple[str, str]]) -> Ite
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Learn one release; return 1 if anything that matters changed or a prediction differs."""
+    """Learn one release; return 1 if anything that matters changed or a prediction differs, 2 if it cannot be run."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.learn", description=main.__doc__)
     parser.add_argument("release", help="0.33.0, or sglang-0.5.24")
     parser.add_argument("--against", help="the release to compare with; default: the newest known before it")
@@ -159,7 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     engine = load(name or "vllm")
     before, after = neighbours(engine, version)
     base = options.against or before
-    found = list(changes(engine, version, base, after))
+    release = f"{engine.name}-{version}"
+    try:
+        found = list(changes(engine, version, base, after))
+    except subprocess.CalledProcessError:
+        sys.stdout.write(f"the wheel of {release} or {base} cannot be had from the package index\n")
+        return 2
     say = sys.stdout.write
     say(f"{engine.title} {version} against {base}: {len(files(engine, version, base))} files compared\n")
     for change in found:
@@ -169,13 +176,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong: list[str] = []
     if not options.no_loads:
         if engine.name == "vllm" and environment.interpreter(version) is None:
-            environment.make(version)
+            try:
+                environment.make(version)
+            except subprocess.CalledProcessError as error:
+                shutil.rmtree(environment.folder() / version, ignore_errors=True)
+                say(f"there is no environment of {release}: {' '.join(map(str, error.cmd[3:6]))} … failed\n")
+                return 2
         cases = [case for case in record.cases() if options.only is None or case[1] in options.only]
         wrong = list(judge(engine, version, cases))
         say("".join(f"{one}\n" for one in wrong) or "every prediction is what the release did\n")
     if not wrong:
-        run = "" if options.no_loads or options.only else ", and to `verified`"
-        say(f'{engine.name}.toml: add "{version}" to `releases`{run}')
+        run = not options.no_loads and not options.only
+        lists = [("releases", engine.releases), *([("verified", engine.verified)] if run else [])]
+        missing = " and ".join(f"`{name}`" for name, known in lists if version not in known)
+        say(f'{engine.name}.toml: add "{version}" to {missing}' if missing else f"{engine.name}.toml has {version}")
         say("; read the changes above first\n" if found else "\n")
     return 1 if found or wrong else 0
 

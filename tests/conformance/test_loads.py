@@ -6,6 +6,7 @@ prediction is wrong. The test marked `engine` asks an installed release again, s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import pairwise
@@ -43,14 +44,26 @@ def golden(release: str, family: str) -> Mapping[str, Any] | None:
     return record.golden(release, family)
 
 
+def told(path: Path) -> str:
+    """Return what a recording says but for the modules that were built."""
+    answers = json.loads(path.read_text(encoding="utf-8"))
+    for answer in answers.values():
+        for found in filter(None, (answer[role] for role in ROLES)):
+            del found["built"]
+    return json.dumps(answers)
+
+
 def recordings() -> Iterator[Any]:
-    """Yield release and family of every recording; one that repeats the release before is held in the slow suite."""
+    """Yield release and family of every recording.
+
+    One that fails as the release before did, with the same texts at the same tensors, is held in the slow suite.
+    """
     for family in FAMILIES:
         before = ("", "")
         for release in RELEASES:
             path = GOLDEN / release / f"{family}.json"
             if path.exists():
-                now = (release.partition("-")[0], path.read_text(encoding="utf-8"))
+                now = (release.partition("-")[0], told(path))
                 marks = [pytest.mark.slow] if now == before and release not in NEWEST else []
                 yield pytest.param(release, family, marks=marks)
                 before = now

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.conformance
 
 QUANTIZATION = "model_executor/layers/quantization"
 VERSIONS = releases("vllm")
-CASES = 4000
+CASES = 10_000
 NOTHING = object()
 
 _CLASSES = {
@@ -85,10 +85,10 @@ def a_block(chance: random.Random) -> dict[str, Any]:
     )
 
 
-def cases(seed: str) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+def cases(seed: str, count: int = CASES) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
     """Yield config.json and hf_quant_config.json, or None for the latter."""
     chance = random.Random(seed)  # noqa: S311 - repeatable cases, no secrets
-    for _ in range(CASES):
+    for _ in range(count):
         config: dict[str, Any] = {"architectures": ["X"]}
         if chance.random() < 0.75:
             config["quantization_config"] = a_block(chance) if chance.random() < 0.95 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import random
 import re
 import types
@@ -15,10 +16,20 @@ from mtpfix.engines import load
 from mtpfix.engines.components import refused_entries
 from mtpfix.engines.decide import Decider, Decision, Lists, prepare_lists
 from mtpfix.engines.mapping import Entries, NameMapper
+from mtpfix.engines.matching import Compressed, Match, compressed, compressed_experts, compressed_head, prepare
 from mtpfix.engines.resolved import FORMATS, Resolved
 from mtpfix.facts import covers
-from tests.conformance.test_matchers import CASES, a_listed_name, cases
-from tests.conformance.wheels import cut, outcome, read_source, releases
+from tests.conformance.test_matchers import (
+    CASES,
+    CLASS_NAMES,
+    a_listed_name,
+    broken,
+    cases,
+    compiled,
+    compressed_rules,
+    some_targets,
+)
+from tests.conformance.wheels import cut, find, outcome, read_source, releases, until
 
 pytestmark = pytest.mark.conformance
 
@@ -222,3 +233,133 @@ def test_allow_lists_match_alike(version: str) -> None:
                 quantized += not ours.format.plain
     assert compared >= CASES
     assert quantized > compared / 50
+
+
+# ------------------------------------------------------------------------------------------- compressed-tensors
+
+COMPRESSED = f"{QUANTIZATION}/compressed_tensors"
+
+
+@lru_cache(maxsize=32)
+def compressed_class(version: str) -> Any:
+    """Return the engine's configuration class, whose methods answer with the scheme in the place of what it makes."""
+    names = (
+        *("should_ignore_layer", "check_equal_or_regex_match", "find_matched_target"),
+        *("_find_first_match", "_is_equal_or_regex_match", "_match_fused_layer"),
+    )
+    matchers = cut(read_source("sglang", version, f"{COMPRESSED}/utils.py"), names, CLASSES)
+    text = read_source("sglang", version, f"{COMPRESSED}/compressed_tensors.py") or ""
+    chooser = type("CompressedTensorsMoEMethod", (), {})
+    given = {
+        **CLASSES,
+        **matchers,
+        "CompressedTensorsMoEMethod": chooser,
+        "CompressedTensorsLinearMethod": lambda config: config,
+        "CompressedTensorsFusedMoEMethod": lambda config: config,
+        "UnquantizedFusedMoEMethod": lambda *_: None,
+    }
+    wanted = ("get_quant_method", "get_scheme_dict", "_add_fused_moe_to_target_scheme_map", "get_lm_head_scheme")
+    mappers = ("apply_weight_name_mapper", "apply_sglang_mapper")
+    body = cut(text, [f"CompressedTensorsConfig.{name}" for name in (*wanted, *mappers)], given)
+
+    def beginning(source: str, name: str) -> Any:
+        whole = find(ast.parse(source), name)
+        assert isinstance(whole, ast.FunctionDef)
+        return whole
+
+    if "get_scheme_dict" in body:
+        body["get_moe_scheme"] = compiled(
+            until(beginning(text, "CompressedTensorsConfig.get_moe_scheme"), "weight_quant"), given
+        )
+
+        def get_linear_scheme(self: Any, layer: Any, layer_name: str, matched_target: str | None = None) -> Any:
+            more = () if matched_target is None else (matched_target,)
+            found = self.get_scheme_dict(layer, layer_name, *more)
+            return None if found is None else found["weights"]
+
+        body["get_linear_scheme"] = get_linear_scheme
+    else:  # before 0.5.9 its lines stood in get_scheme, and experts were chosen elsewhere
+        whole = beginning(text, "CompressedTensorsConfig.get_scheme")
+        lines = [node for node in whole.body if isinstance(node, ast.If) and "target_scheme_map" in ast.unparse(node)]
+        ends = ast.parse("return weight_quant if self.target_scheme_map else None").body
+        body["get_scheme"] = compiled(
+            ast.FunctionDef(whole.name, whole.args, [*lines[:1], *ends], [], None, None), given
+        )
+        other = read_source("sglang", version, f"{COMPRESSED}/compressed_tensors_moe.py") or ""
+        experts = compiled(until(beginning(other, "CompressedTensorsMoEMethod.get_moe_method"), "weight_quant"), given)
+        chooser.get_moe_method = staticmethod(  # type: ignore[attr-defined]
+            lambda config, layer, prefix: setattr(layer, "scheme", experts(config, layer, prefix))
+        )
+    body["_is_mxfp4_moe"] = lambda _self, layer_name: not layer_name
+    return type("CompressedTensorsConfig", (), body)
+
+
+class Weights(str):
+    """Stands for what a group says of its weights."""
+
+    __slots__ = ()
+    block_structure = None
+
+
+def stand_in(layer: str) -> Any:
+    """Return a layer of a class that has the engine's name for it."""
+    name = CLASS_NAMES.get(layer, "FusedMoE")
+    bases = {"head": ParallelLMHead, "experts": FusedMoE}
+    made = type(name, (bases.get(layer, LinearBase),), {})()
+    made.scheme = None
+    return made
+
+
+def built_scheme(config: Any, layer: Any, prefix: str) -> str | None:
+    """Return the scheme that the engine gives a layer, None where it builds it plain."""
+    config.get_quant_method(layer, prefix)
+    scheme = layer.scheme
+    return None if scheme is None else str(scheme)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_compressed_tensors_lists_match_alike(version: str) -> None:
+    chance = random.Random(f"sglang targets {version}")  # noqa: S311 - repeatable cases, no secrets
+    rules = compressed_rules("sglang", version)
+    rewrite = ENGINE.fact("ct_rewrite", version)[0]
+    compared = quantized = 0
+    for case in cases(f"sglang compressed {version}", regex=False, prefixes=6):
+        targets = some_targets(chance, case.prefixes)
+        config = compressed_class(version)()
+        schemes = {name: {"weights": Weights(scheme), "format": "f"} for name, scheme in targets.items()}
+        config.__dict__.update(ignore=list(case.names), target_scheme_map=schemes, packed_modules_mapping=case.packed)
+        config.__dict__.update(sparsity_scheme_map={}, sparsity_ignore_list=[], kv_cache_scheme=None)
+        config.__dict__.update(linear_fp8_config=None, quant_format="f")
+        entries, targeted = Entries.read(case.names), Entries.read(targets)
+        for found in case.mappers if rewrite != "none" else ():
+            ours = NameMapper(substr=found.substr, prefix=found.prefix, suffix=found.suffix, longest=True)
+            apply = getattr(config, "apply_weight_name_mapper", None) or config.apply_sglang_mapper
+            apply(engine_mapper(version, found))
+            entries, targeted = entries.rewritten(ours, rewrite), targeted.rewritten(ours, rewrite)
+        if any(broken(name) for name in (*entries.names, *targeted.names)):
+            continue  # a mapper tore a pattern apart
+        lists = Compressed(prepare(entries), targeted, targets)
+        assert list(lists.ignore.entries.names) == config.ignore
+        assert list(lists.schemes) == list(config.target_scheme_map)
+        before = dict(config.target_scheme_map)
+        for prefix in case.prefixes:
+            for layer in (chance.choice(("column", "merged", "qkv", "row", "replicated")), "head", "experts"):
+                config.target_scheme_map = dict(before)
+                kind, value = outcome(built_scheme, config, stand_in(layer), prefix)
+                match: Match
+                if layer == "experts":
+                    match = compressed_experts(prefix, lists, case.packed, rules)
+                else:
+                    ask = compressed_head if layer == "head" else compressed
+                    match = ask(prefix, CLASS_NAMES[layer], lists, case.packed, rules)
+                table = lists.with_experts(rules.experts_class).schemes if layer == "experts" else lists.schemes
+                scheme = None if match.plain else table.get(match.scheme or "")
+                shown = (version, layer, prefix, config.ignore, before, case.packed, match, kind, value)
+                if kind == "ok":
+                    assert (match.error, scheme) == (None, value), shown
+                else:
+                    assert match.error == (kind, value), shown
+                compared += 1
+                quantized += scheme is not None
+    assert compared >= CASES
+    assert quantized > compared / 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -214,13 +215,18 @@ def test_a_long_allow_list_is_asked_quickly() -> None:
 
 # ------------------------------------------------------------------------------------------- compressed-tensors
 
-OLD = CompressedRules(shards=True, fused_first=False, unmatched_raises=True, experts="first", experts_class="FusedMoE")
-NEW = CompressedRules(
-    shards=False, fused_first=True, unmatched_raises=False, experts="first", experts_class="RoutedExperts"
+OLD = CompressedRules(
+    shards=True,
+    fused_first=False,
+    unmatched_raises=True,
+    experts="first",
+    experts_class="FusedMoE",
+    head="asked",
+    entries="pattern",
+    differ="{parts} of {prefix} differ",
 )
-FIRST = CompressedRules(
-    shards=True, fused_first=False, unmatched_raises=True, experts="linear", experts_class="FusedMoE"
-)
+NEW = replace(OLD, shards=False, fused_first=True, unmatched_raises=False, experts_class="RoutedExperts")
+FIRST = replace(OLD, experts="linear")
 LINEAR = "ColumnParallelLinear"
 
 
@@ -244,16 +250,50 @@ def lists(ignore: Sequence[str], targets: Mapping[str, object]) -> Compressed:
     ],
 )
 def test_ignore_lists_of_compressed_tensors(prefix: str, names: tuple[str, ...], old: str, new: str) -> None:
-    before, after = (ignored(prefix, prepare(names), PACKED, shards=shards) for shards in (True, False))
+    before, after = (ignored(prefix, prepare(names), PACKED, rules) for rules in (OLD, NEW))
     assert (said(before), said(after)) == (old, new)
     if old == "E":
-        parts = "['q_proj', 'k_proj', 'v_proj']"
-        text = f"Found a different quantization schemes for {parts} in {QKV}. vLLM requires all to use the same scheme."
-        assert before.error == ("ValueError", text)
-        text = (
-            f"Found different quantization schemes for the shards of {QKV}. vLLM requires all to use the same scheme."
-        )
-        assert after.error == ("ValueError", text)
+        error = ("ValueError", f"['q_proj', 'k_proj', 'v_proj'] of {QKV} differ")
+        assert (before.error, after.error) == (error, error)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "entry", "part", "end"),
+    [
+        (f"{ATTENTION}.o_proj", "self_attn.o_proj", "x", "x"),
+        (f"{ATTENTION}.o_proj", "SELF_attn", "x", "-"),
+        (f"{ATTENTION}.o_proj", "attn.o_proj", "x", "-"),
+        ("model.layers.0.mlp.experts.0.gate_proj", "model.layers.0.mlp.experts.0", "x", "-"),
+        ("model.layers.60.mtp", "model.layers.6", "x", "-"),
+        (QKV, "q_proj", "E", "E"),
+        (QKV, "self_attn", "x", "-"),
+        (QKV, "re:.*self_attn.*", "x", "x"),
+        ("mtp.fc", "re:FC", "-", "-"),
+    ],
+)
+def test_sglang_took_entries_for_parts_of_names_and_takes_them_for_ends(
+    prefix: str, entry: str, part: str, end: str
+) -> None:
+    answers = (ignored(prefix, prepare((entry,)), PACKED, replace(OLD, entries=one)) for one in ("part", "end"))
+    assert tuple(map(said, answers)) == (part, end)
+
+
+def test_a_head_may_need_a_target_that_names_it() -> None:
+    rules = replace(OLD, head="named", entries="end")
+    for target, quantized in (("ParallelLMHead", False), ("Linear", False), ("lm_head", True), ("re:.*lm_head", True)):
+        match = compressed_head("model.lm_head", "ParallelLMHead", lists((), {target: "A"}), {}, rules)
+        assert match.plain is not quantized
+    assert compressed_head("lm_head", "ParallelLMHead", lists(("lm_head",), {"lm_head": "A"}), {}, rules).plain
+
+
+def test_experts_may_be_ignored_by_their_own_name_or_else_are_what_linear_is() -> None:
+    rules = replace(OLD, experts="listed")
+    experts = "model.layers.0.mlp.experts"
+    assert compressed_experts(experts, lists((experts,), {"Linear": "A"}), {}, rules).plain
+    assert (
+        compressed_experts(experts, lists((f"{experts}.0.gate_proj",), {"Linear": "A"}), {}, rules).scheme == "Linear"
+    )
+    assert compressed_experts(experts, lists((), {"re:.*": "A"}), {}, rules).error == ("KeyError", "'Linear'")
 
 
 def test_targets_are_names_patterns_or_parts_of_class_names() -> None:
@@ -365,7 +405,7 @@ def test_patterns_that_may_run_for_years_or_mean_something_else_are_refused(patt
     name = f"re:{pattern}"
     assert refused_patterns([name, "lm_head"]) == (name,)
     begun = time.perf_counter()
-    assert not ignored("a" * 200, prepare([name]), {}, shards=False).plain
+    assert not ignored("a" * 200, prepare([name]), {}, NEW).plain
     assert time.perf_counter() - begun < 1
 
 
