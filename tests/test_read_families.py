@@ -103,6 +103,35 @@ def test_lists_reach_an_assistant_under_the_name_of_the_draft(
     )
 
 
+# ------------------------------------------------------------------------------------------ Qwen3.8-Flash-Next
+
+
+@pytest.mark.parametrize(
+    ("release", "excludes", "error"),
+    [
+        ("0.29.0", ["model.language_model.layers.0.ple.ple_embedding.ngram_embedding.shard_0"], None),
+        ("0.32.0", ["model.language_model.layers.0.ple.ple_embedding.ngram_embedding.shard_0"], "ModelOptNvFp4Config"),
+        ("0.32.0", ["model.language_model.layers.0.ple.ple_embedding.ngram_embedding"], None),
+    ],
+)
+def test_a_table_of_embeddings_has_to_be_listed_by_its_own_name(
+    tmp_path: Path, release: str, excludes: list[str], error: str | None
+) -> None:
+    others = ["*layers.1*", "*linear_attn*", "*proj*", "*mlp*", "visual*", "mtp*"]
+    build(tmp_path / "c", "qwen4_exp", "excluded-glob", excludes=[*others, *excludes])
+    (row,) = scan(tmp_path / "c", engines=[f"vllm=={release}"]).engines
+    refused = (row.prediction.target.error or "").startswith("NotImplementedError")
+    assert refused is (error is not None)
+    assert (error or "") in (row.prediction.target.error or "")
+
+
+@pytest.mark.parametrize(("entry", "form"), [("mtp.layers.0*", Format.BF16), ("mtp.layers.2*", Format.NVFP4)])
+def test_the_draft_raises_the_numbers_of_layers_in_its_lists(tmp_path: Path, entry: str, form: Format) -> None:
+    build(tmp_path / "c", "qwen4_exp", "excluded-glob", excludes=[entry])
+    (row,) = scan(tmp_path / "c", engines=["vllm==0.32.0"]).engines
+    assert built(row.prediction.draft)["mtp.layers.2.self_attn.o_proj"] is form
+
+
 # ------------------------------------------------------------------------------------------------------ Inkling
 
 

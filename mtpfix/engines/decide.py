@@ -76,7 +76,7 @@ class Lists:
         if not self.drops:
             mapper = mapper.without_drops()
         only = table.get("only", ("excludes", "layers", "targets"))
-        excludes, layers = self.manners["excludes"], self.manners["layers"]
+        excludes, layers = (table.get("manner", self.manners[name]) for name in ("excludes", "layers"))
         return replace(
             self,
             excludes=self.excludes.rewritten(mapper, excludes) if "excludes" in only else self.excludes,

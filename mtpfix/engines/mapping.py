@@ -19,6 +19,7 @@ Manner = Literal["all", "split", "paths", "expanded", "none"]
 after which those below `language_model.` stand there without it as well; none."""
 
 WRAPPER = "language_model."
+LAYER = re.compile(r"(?<=\.layers\.)\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class NameMapper:
     Each rule is (old, new); a new name of None drops the name. `regex` replaces every hit of a pattern, the other kinds
     replace once. Source: vLLM's model_executor/models/utils.py:89@0.32.0 and :62@0.18.1, the first with `regex`;
     :60@0.11.2. With `longest` only the longest rule of a kind that fits is applied: SGLang's
-    srt/models/utils.py:67@0.5.23.
+    srt/models/utils.py:67@0.5.23. `raised` says by how much every number after `.layers.` is raised in names with a
+    certain beginning, before all else: models/qwen4_exp/nvidia/mtp.py:75@0.32.0.
     """
 
     regex: tuple[Pair, ...] = ()
@@ -36,6 +38,7 @@ class NameMapper:
     prefix: tuple[Pair, ...] = ()
     suffix: tuple[Pair, ...] = ()
     longest: bool = False
+    raised: tuple[tuple[str, int], ...] = ()
     _patterns: tuple[tuple[re.Pattern[str], str | None], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -44,6 +47,9 @@ class NameMapper:
 
     def map(self, name: str) -> str | None:
         """Return the engine's name for a checkpoint's name, or None where a rule drops it."""
+        for beginning, by in self.raised:
+            if name.startswith(beginning):
+                name = _raised(name, by)
         for pattern, new in self._patterns:
             if pattern.search(name):
                 if new is None:
@@ -84,6 +90,10 @@ def _once(name: str, old: str, new: str) -> str:
     return name.replace(old, new, 1)
 
 
+def _raised(name: str, by: int) -> str:
+    return LAYER.sub(lambda number: str(int(number[0]) + by), name)
+
+
 def _last(name: str, old: str, new: str) -> str:
     return new.join(name.rsplit(old, 1))
 
@@ -97,7 +107,8 @@ def from_toml(table: Mapping[str, Any], *, longest: bool = False) -> NameMapper:
     regex, substr, prefix, suffix = (
         tuple(_pair(rule) for rule in table.get(kind, ())) for kind in ("regex", "substr", "prefix", "suffix")
     )
-    return NameMapper(regex, substr, prefix, suffix, longest)
+    raised = tuple((beginning, int(by)) for beginning, by in table.get("raised", ()))
+    return NameMapper(regex, substr, prefix, suffix, longest, raised)
 
 
 def _pair(rule: Sequence[str]) -> Pair:

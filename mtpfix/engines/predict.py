@@ -337,7 +337,9 @@ def _loader(family: Family, block: Table, engine: Engine, version: str, numbers:
         unplaced=beside if refused else (),
         takes=_pattern(block, "takes", version, numbers),
         skips=_pattern(block, "skips", version, numbers),
-        mappers={name: from_toml(table) for name, table in family.table.get("mappers", {}).items()},
+        mappers={
+            name: from_toml(fill_mapper(table, numbers)) for name, table in family.table.get("mappers", {}).items()
+        },
         cache_scales=_as_table(pick(block.get("cache_scales", "skip"), version)),
         layer_names=engine.fact("layer_names", version)[0] or {},
         deferred=bool(pick(block.get("deferred"), version)),

@@ -174,7 +174,9 @@ def fill_mapper(table: Table, numbers: Numbers) -> Table:
             yield [fill(text, numbers, index) for text in rule]
 
     return {
-        key: [one for rule in rules for one in filled(rule)] if key in ("prefix", "substr", "suffix") else rules
+        key: [one for rule in rules for one in filled(rule)]
+        if key in ("prefix", "substr", "suffix", "raised")
+        else rules
         for key, rules in table.items()
     }
 

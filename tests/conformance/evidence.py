@@ -91,11 +91,10 @@ _SCOPES = (ast.FunctionDef, ast.ClassDef)
 
 
 def _maps(statement: ast.stmt, names: Sequence[str]) -> bool:
-    """Return whether a statement makes a mapper of these names or their beginnings, or takes over another class's."""
+    """Return whether a statement makes a mapper of these names, or takes over another class's."""
     constants = {node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)}
-    beginnings = tuple(one for one in constants if isinstance(one, str) and one.endswith("."))
     others = [node for node in ast.walk(statement) if isinstance(node, ast.Attribute) and node.attr.endswith("mapper")]
-    return bool(others) or bool(constants.intersection(names)) or any(name.startswith(beginnings) for name in names)
+    return bool(others) or bool(constants.intersection(names))
 
 
 def _strings(value: object) -> Iterator[str]:

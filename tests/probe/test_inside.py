@@ -172,6 +172,18 @@ def test_a_shape_that_does_not_fit_raises_what_torch_raises(limit: int | None) -
             torch.empty(64, 64).copy_(torch.empty(64, 128))
 
 
+@pytest.mark.parametrize(("padding", "partial"), [(32, []), (31, ["weight"])])
+def test_rows_that_pad_a_weight_are_not_missed(padding: int, partial: list[str]) -> None:
+    watch = Watch(Arena(16))
+    with watch_writes(watch):
+        layer = Layer(64, 128)
+        watch.built(layer)
+        watch.padding = {"weight": padding}
+        layer.load_half(0, torch.empty(32, 64, dtype=torch.uint8), torch.ones(32, 8))
+        watch.measure()
+    assert [name for name in watch.partial if name == "weight"] == partial
+
+
 def test_numbers_of_another_kind_are_called_misread() -> None:
     watch = Watch(Arena(16))
     with watch_writes(watch):
