@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,9 @@ def load_model(checkpoint: str, watch: Watch, *, draft: bool, index: int | None 
     if hasattr(model, "post_load_weights"):
         model.post_load_weights = lambda *_, **__: None
         note("post_load_weights", "weights are not folded for decoding")
+    for name in [one for one in dir(model) if re.fullmatch(r"_prewarm_\w+", one)]:
+        setattr(model, name, lambda *_, **__: None)
+        note(name, "no kernel is compiled")
     try:
         with one_thread(watch), watch_writes(watch):
             model.load_weights(watch.tap(default._get_all_weights(configuration, model)))
