@@ -14,7 +14,7 @@ from mtpfix.errors import FormatError
 from mtpfix.fix.operations import Operation
 from mtpfix.fix.preview import preview
 from mtpfix.fix.values import scalars_after
-from mtpfix.model import Built, Format, Outcome, Role
+from mtpfix.model import Built, Format, Outcome, Role, Verdict
 from mtpfix.rules.context import ROLES, Context, Occurrence, Release, occurrences
 
 Bad: TypeAlias = frozenset[tuple[str, Role, str, str]]
@@ -46,15 +46,24 @@ class Trial:
         """Return everything that goes wrong in a judged release."""
         return frozenset[tuple[str, Role, str, str]]().union(*map(bad_of, self.context.releases))
 
+    @cached_property
+    def known(self) -> frozenset[tuple[str, Role]]:
+        """Return the judged releases, and which of their models, of which something is predicted."""
+        pairs = ((release, role) for release in self.context.releases for role in ROLES)
+        return frozenset((name_of(release), role) for release, role in pairs if is_known(release, role))
+
     def gain(self, before: Trial) -> int:
         """Return how much less goes wrong than before; 0 where anything goes wrong that did not, or does not apply.
 
+        Nor does it count where a release is no longer predicted: that nothing is known to go wrong there is no gain.
         What a release does that refused the declaration before could not be seen then, and is not held against it.
         """
         hidden = {bad[0] for bad in before.bad if bad[3] == "declaration-refused"}
         try:
             for release in self.context.predicted():
                 now = bad_of(release)
+                if any((name_of(release), role) in before.known for role in ROLES if not is_known(release, role)):
+                    return 0
                 unseen = name_of(release) in hidden and all(bad[3] != "declaration-refused" for bad in now)
                 if not now <= before.bad and not unseen:
                     return 0
@@ -86,6 +95,11 @@ class Trial:
             and meant.isdisjoint(built.modules)
             for release, role, built in self.built()
         )
+
+
+def is_known(release: Release, role: Role) -> bool:
+    """Return whether anything is predicted of a model in one release."""
+    return release.model(role).verdict is not Verdict.UNKNOWN
 
 
 def bad_of(release: Release) -> Bad:

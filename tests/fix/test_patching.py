@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from mtpfix import MtpfixError, patch, plan
+from mtpfix import MtpfixError, patch, plan, scan
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.fix.operations import AddScale, Graft, Grafted
 from mtpfix.fix.sample import check_samples
 from mtpfix.fix.snapshot import MANIFEST_FILE
 from mtpfix.fix.writer import IN_PLACE
+from mtpfix.model import Verdict
 from tests import checkpoints, families
 from tests.fix.test_writer import contents, hub_cache, state
 from tests.modules import Config, Size
@@ -163,3 +164,11 @@ def test_memory_is_bounded_by_the_largest_group_and_not_by_the_shard(
     assert operations
     assert (tmp_path / "out" / "mtp.safetensors").stat().st_size < 0.4 * shard
     assert grown * 1024 < 150e6, f"{grown / 1e3:.0f} MB"
+
+
+def test_a_release_that_is_no_longer_predicted_counts_as_no_repair(tmp_path: Path) -> None:
+    """SGLang 0.5.14 reads MIXED_PRECISION of this family as another method, of which nothing is known."""
+    checkpoints.build(tmp_path / "source", "exaone_moe", "branch-nvfp4")
+    patch(tmp_path / "source", tmp_path / "out", engines=["sglang==0.5.14"], unsafe=True)
+    (row,) = scan(tmp_path / "out", engines=["sglang==0.5.14"]).engines
+    assert {row.prediction.target.verdict, row.prediction.draft.verdict} == {Verdict.LOADS}
