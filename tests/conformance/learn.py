@@ -182,7 +182,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 shutil.rmtree(environment.folder() / version, ignore_errors=True)
                 say(f"there is no environment of {release}: {' '.join(map(str, error.cmd[3:6]))} … failed\n")
                 return 2
-        cases = [case for case in record.cases() if options.only is None or case[1] in options.only]
+        cases = [
+            case
+            for case in record.cases()
+            if (options.only is None or case[1] in options.only) and record.is_asked(release, case[0])
+        ]
         wrong = list(judge(engine, version, cases))
         say("".join(f"{one}\n" for one in wrong) or "every prediction is what the release did\n")
     if not wrong:
