@@ -91,10 +91,10 @@ _SCOPES = (ast.FunctionDef, ast.ClassDef)
 
 
 def _maps(statement: ast.stmt, names: Sequence[str]) -> bool:
-    """Return whether a statement makes a mapper of these names, or takes over another class's."""
+    """Return whether a statement makes a mapper of these names, up to numbers, or takes over another class's."""
     constants = {node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)}
     others = [node for node in ast.walk(statement) if isinstance(node, ast.Attribute) and node.attr.endswith("mapper")]
-    return bool(others) or bool(constants.intersection(names))
+    return bool(others) or bool(constants.intersection((*names, *(name.partition("{")[0] for name in names))))
 
 
 def _strings(value: object) -> Iterator[str]:
