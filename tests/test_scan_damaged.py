@@ -49,7 +49,7 @@ def test_an_index_that_cannot_be_read_is_incomplete_and_hides_no_file(tmp_path: 
 def test_a_method_that_is_not_predicted_is_neither_clean_nor_judged(tmp_path: Path) -> None:
     build(tmp_path, "qwen3_5", "config-only")
     config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "dynamic": {"-:.*mtp.*": {}}}
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "modules_to_not_convert": ["mtp"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     report = scan(tmp_path, engines=["vllm==0.32.0"])
     assert report.exit_code() == 3

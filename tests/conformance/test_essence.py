@@ -103,6 +103,7 @@ def test_changes_are_told_by_file_and_an_identical_release_by_none(
         "0.31.0": SOURCE,
         "0.32.0": SOURCE,
         "0.33.0": SOURCE.replace("{prefix}.fc", "{prefix}.mtp.fc"),
+        "0.33.1": SOURCE,
     }
 
     def read(_engine: str, version: str, wanted: str) -> Any:
@@ -116,7 +117,9 @@ def test_changes_are_told_by_file_and_an_identical_release_by_none(
     assert path in told
     assert "- Model.__init__: self.fc made by" in told
     assert "read the changes above first" in told
-    assert learn.main(["0.32.0", "--no-loads"]) == 0
+    assert learn.main(["0.33.1", "--no-loads"]) == 0
     told = capsys.readouterr().out
     assert "nothing that matters changed" in told
-    assert 'vllm.toml: add "0.32.0" to `releases`' in told
+    assert 'vllm.toml: add "0.33.1" to `releases`' in told
+    assert learn.main(["0.32.0", "--no-loads"]) == 0
+    assert "vllm.toml has 0.32.0" in capsys.readouterr().out

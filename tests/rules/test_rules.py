@@ -569,7 +569,7 @@ missing             101
 config-only         202
 hf-quant-only       202
 mixed               201
-compressed-tensors  603
+compressed-tensors  201
 packed-glue         202+203
 listed-packed       207
 branch-fp8          205+207
@@ -611,7 +611,7 @@ missing             101
 config-only         -
 hf-quant-only       -
 mixed               203
-compressed-tensors  603
+compressed-tensors  201
 packed-glue         203
 listed-packed       203
 branch-fp8          203
@@ -650,7 +650,7 @@ def test_the_newest_release_has_exactly_these_faults(family: str, variant: str, 
     (row,) = report.engines
     verdicts = {row.prediction.target.verdict, row.prediction.draft.verdict}
     healthy = verdicts <= {Verdict.LOADS, Verdict.ABSENT}
-    assert healthy is (not CELLS[family, variant])
+    assert healthy is (CELLS[family, variant] <= {"MTP401"})  # a warning: here whichever list is read will do
     assert report.exit_code() == (0 if healthy else 1)
 
 
