@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -20,6 +21,10 @@ from mtpfix.fix.changes import Buffer
 Tell: TypeAlias = Callable[[int], None]
 """Told of each run of bytes that was written, how many they are."""
 
+FLUSHED = 16 << 20
+"""Bytes after which the device begins to take what is written."""
+
+_FLUSH: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS has the latter alone
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _NEXT = {
@@ -62,7 +67,7 @@ def write_new(path: Path, size: int, pieces: Iterable[Buffer], tell: Tell | None
     """
     digest = hashlib.sha256()
     written = 0
-    with created(path, size) as descriptor:
+    with created(path, size) as descriptor, _flushing(descriptor) as flush:
         for piece in pieces:
             rest = memoryview(piece)
             digest.update(rest)
@@ -72,12 +77,36 @@ def write_new(path: Path, size: int, pieces: Iterable[Buffer], tell: Tell | None
                 written += count
                 if tell is not None:
                     tell(count)
+            flush(written)
         if written != size:
             raise MtpfixError(
                 f"{shown(path.name)} came out with {written} bytes, not {size}",
                 "this is a defect of mtpfix: nothing was published",
             )
     return digest.hexdigest()
+
+
+@contextmanager
+def _flushing(descriptor: int) -> Iterator[Callable[[int], None]]:
+    """Have the device take what is written while the rest is made; what is yielded is told how many bytes there are.
+
+    Raises OSError, as soon as it is known, where the device could not take them.
+    """
+    begun = 0
+    running: Future[None] | None = None
+
+    def flush(written: int) -> None:
+        nonlocal begun, running
+        if written - begun < FLUSHED or not (running is None or running.done()):
+            return
+        if running is not None:
+            running.result()
+        begun, running = written, beside.submit(_FLUSH, descriptor)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="flush") as beside:  # a thread only where there is much to write
+        yield flush
+        if running is not None:
+            running.result()
 
 
 @contextmanager

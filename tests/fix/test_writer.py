@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from mtpfix.checkpoint import open_checkpoint
 from mtpfix.checkpoint.header import read_header
 from mtpfix.errors import FormatError, MtpfixError, UsageError
 from mtpfix.fix.changes import Changes, EditedFile, EditedShard, Link, NewShard, NewTensor, RemovedFile
+from mtpfix.fix.disk import FLUSHED, write_new
 from mtpfix.fix.shard import stored_tensor
 from mtpfix.fix.snapshot import MANIFEST_FILE, take_snapshot
 from mtpfix.fix.stage import stage_path
@@ -602,3 +604,25 @@ def test_a_metadata_repair_of_a_full_shape_checkpoint_costs_little_beyond_the_sc
     assert time.perf_counter() - begun < 3
     assert done.bytes_written < 20_000_000
     assert sum(path.stat().st_size for path in out.glob("*.safetensors")) > 400e9
+
+
+def test_a_device_that_refuses_while_a_file_is_written_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = iter([OSError(errno.EIO, os.strerror(errno.EIO))])
+
+    def refuse_once(_: int) -> None:  # as the system does: the next who asks is told that all is well
+        if (error := next(refusals, None)) is not None:
+            raise error
+
+    monkeypatch.setattr("mtpfix.fix.disk._FLUSH", refuse_once)
+    pieces = [bytes(FLUSHED)] * 2
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        write_new(tmp_path / "part", 2 * FLUSHED, pieces)
+
+
+def test_a_large_file_is_written_whole(tmp_path: Path) -> None:
+    pieces = [bytes([number]) * (FLUSHED // 2 + number) for number in range(6)]
+    content = b"".join(pieces)
+    assert write_new(tmp_path / "part", len(content), pieces) == hashlib.sha256(content).hexdigest()
+    assert (tmp_path / "part").read_bytes() == content
