@@ -63,7 +63,7 @@ def resolve_gptq(block: Declaration, method: str, facts: Facts) -> Resolved:
     if not reason and size not in GROUPS:
         reason = f"GPTQ in groups of {size} is not predicted"
     scheme = None if reason else Scheme(BITS[bits], "gptq", size)
-    facts["gptq_empty"]
+    facts["gptq_empty"]  # read when a prefix is asked for; cited here
     return Resolved(
         method=method,
         declaration=block,
