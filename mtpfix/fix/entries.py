@@ -217,6 +217,9 @@ def candidates(trial: Trial, modules: Sequence[str], prefixes: Sequence[str]) ->
     containers = list(dict.fromkeys(name.rpartition(".")[0] for name in names if "." in name))
     for spell in spellings:  # a fused layer may be asked for by the names of parts that are not on disk
         yield [spell(name, any(_begins_another(one, name) for one in subject.stored)) for name in containers]
+    anywhere = next((ANYWHERE[method] for method in methods if method in ANYWHERE), None)
+    if anywhere is not None:  # a mapper may rewrite every name in full to one that the draft never asks with
+        yield list(dict.fromkeys(map(anywhere, prefixes)))
 
 
 def without_expert(module: str) -> str:
@@ -240,6 +243,12 @@ def _escaped(name: str) -> str:
 
 LITERALS: Mapping[str, Callable[[str], str]] = {"gptq": lambda name: f"{NOT}{_escaped(name)}$"}
 """How a method's list spells one name where that is not the name itself."""
+ANYWHERE: Mapping[str, Callable[[str], str]] = {
+    "compressed-tensors": lambda name: "re:.*" + _escaped(_tail(name)) + r"(\..*)?$",  # experts: what is below them
+    "modelopt": lambda name: f"*{_tail(name)}",
+    "gptq": lambda name: f"{NOT}.*{_escaped(_tail(name))}$",
+}
+"""How a method's list names one module whatever comes before its layer."""
 Spell = Callable[[str, bool], str]
 SPELLINGS: Mapping[str, tuple[Spell, ...]] = {
     "compressed-tensors": (lambda root, _: "re:.*" + _tail(root).replace(".", r"\.") + r"\..*",),

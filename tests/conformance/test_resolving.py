@@ -175,6 +175,8 @@ def test_declarations_resolve_alike(version: str, tmp_path: Path) -> None:
         kind, value = outcome(engine_answer, version, tmp_path, config, other)
         if kind not in ("ok", "ValueError"):
             continue  # a type the engine stumbles over: AttributeError, TypeError
+        if kind == "ok" and value[0] == "gptq":
+            continue  # has checks and classes of its own: test_gptq.py
         ours = resolve(read_declarations(config, other), engine, version)
         shown = (version, config, other, ours, kind, value)
         compared += 1

