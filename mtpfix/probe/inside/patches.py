@@ -67,7 +67,7 @@ class Permissive(type):
 
 
 class Kernel(metaclass=Permissive):
-    """Stands where a GPU kernel would: it is chosen, and never run."""
+    """Stands where a GPU kernel would: it is chosen, and where a layer is run to get its weight back, gives zeros."""
 
     supports_pre_processed_weights = False
 
@@ -81,6 +81,10 @@ class Kernel(metaclass=Permissive):
 
     def process_weights_after_loading(self, *_: Any, **__: Any) -> None:
         """Leave the weights as they were loaded."""
+
+    def apply_weights(self, layer: Any, x: Any, *_: Any, **__: Any) -> Any:
+        """Return zeros of the shape of the layer's output."""
+        return x.new_zeros((*x.shape[:-1], layer.output_size_per_partition))
 
     def input_quant_key(self, *_: Any, **__: Any) -> None:
         """Ask for no quantized input."""
