@@ -192,7 +192,7 @@ KERNEL_MODULES = (
 """Modules of kernels that models name while they are built, and that a build for the CPU may be unable to import."""
 
 GPU_ALONE = ("vllm.third_party.deep_gemm",)
-"""Modules that only builds for a GPU have; one that stands in has no spec, so that the engine finds none as before."""
+"""Modules that only builds for a GPU have."""
 
 
 class Kernels(ModuleType):
@@ -223,6 +223,14 @@ def stand_in_for_kernel_modules() -> None:
     for name in missing:
         sys.modules[name] = Kernels(name)
         note(name, "its kernels are named, and never run")
+    utilities = try_import("vllm.utils.import_utils")
+    finds = getattr(utilities, "_has_module", None)
+    if finds is not None:  # before 0.23 it raises for a module that is imported and has no spec
+
+        def still_absent(name: str) -> bool:
+            return name not in missing and bool(finds(name))
+
+        swap(utilities, "_has_module", still_absent, "what stands in for a module is not taken for it")
 
 
 def keep_tables_in_memory() -> None:
