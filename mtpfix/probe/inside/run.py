@@ -58,7 +58,7 @@ def run(name: str, arguments: list[str]) -> None:
             out.write(json.dumps({"broken_engine": f"{type(error).__name__}: {error}"}) + "\n")
             return
         gc.collect()
-        gc.freeze()  # what is collected for a checkpoint is its own alone; the engine's hundred thousands of objects stay
+        gc.freeze()  # a collection for one checkpoint then leaves the engine's own objects alone
         for checkpoint in options.checkpoints:
             start = time.monotonic()
             out.write(json.dumps({"checkpoint": checkpoint, "started": True, **versions}) + "\n")
