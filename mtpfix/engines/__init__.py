@@ -21,7 +21,7 @@ from mtpfix.model import Confidence
 PACKAGE = __name__
 
 NOT_PREDICTED = dict.fromkeys(("tensorrt-llm", "tensorrt_llm", "trtllm", "trt-llm"), "TensorRT-LLM")
-"""Engines that people ask for and no file speaks of: the source of their releases could not be obtained."""
+"""Engines that people ask for and no file speaks of: of none of their releases could the whole source be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def load(name: str) -> Engine:
     """Load one engine by its name; raises UsageError for an unknown one."""
     if name in NOT_PREDICTED:
         raise UsageError(
-            f"{NOT_PREDICTED[name]} is not predicted: none of its releases could be read or run",
+            f"{NOT_PREDICTED[name]} is not predicted: none of its releases could be read whole, or run",
             f"docs/tensorrt-llm.md says what is known of it; predicted are {', '.join(names())}",
         )
     if name not in names():

@@ -701,6 +701,24 @@ def test_an_expert_that_is_not_there_is_told_by_its_number(
         assert row.prediction.draft.verdict is Verdict.SILENT
 
 
+@pytest.mark.parametrize(
+    ("variant", "broken"),
+    [
+        ("excluded-glob", []),  # beside mtp*
+        ("nothing-excluded", ["vllm 0.17.1 - 0.19.1"]),
+    ],
+)
+def test_an_entry_for_the_layer_of_qwen3_5_does_no_harm_and_is_not_enough_alone(
+    variant: str, broken: list[str], fixtures: Fixtures, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(fixtures("qwen3_5", variant), folder)
+    exclude("mtp.layers.0*")(folder)
+    report = scan(folder, engines=["vllm", f"sglang=={load('sglang').releases[-1]}"])
+    assert [one.text for finding in of(report, "MTP201") for one in finding.engines] == broken
+    assert grave(report) == ({"MTP201"} if broken else set())
+
+
 def test_a_branch_in_a_file_that_the_index_does_not_name_is_absent(tmp_path: Path) -> None:
     build(tmp_path / "named", "qwen3_5", "excluded-glob", branch_file="mtp.safetensors")
     named = scan(tmp_path / "named", engines=[NEWEST])
