@@ -25,8 +25,8 @@ SAYS: Mapping[Verdict, tuple[str, str]] = {
 """What is said of a model, and of two."""
 
 
-CANNOT_BUILD = "MTP602"
-"""The rule of releases that raise whatever the checkpoint holds."""
+HOPELESS = ("MTP103", "MTP602")
+"""Rules of releases that raise whatever the checkpoint holds, where they offer no repair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +87,21 @@ def repair_command(report: Report) -> str | None:
 
 
 def _requirements(report: Report, broken: Sequence[Finding]) -> Iterator[str]:
-    """Return, for each engine, the releases from the oldest that is broken, without those that nothing mends."""
-    hopeless = _named(finding for finding in report.findings if finding.rule == CANNOT_BUILD)
+    """Yield, for each engine, the scanned releases from the oldest that is broken, without those that nothing mends."""
+    hopeless = _named(finding for finding in report.findings if finding.rule in HOPELESS and not finding.fixes)
     for engine, versions in sorted(_named(broken).items()):
         mendable = versions - hopeless.get(engine, set())
-        if mendable:
-            oldest = min(mendable, key=Version)
-            without = sorted((v for v in hopeless.get(engine, ()) if Version(v) > Version(oldest)), key=Version)
-            yield f"{engine}>={oldest}" + "".join(f",!={version}" for version in without)
+        if not mendable:
+            continue
+        rows = [row for row in report.engines if row.prediction.engine == engine]
+        scanned = sorted({version for row in rows for version in row.versions}, key=Version)
+        oldest, newest = min(mendable, key=Version), scanned[-1]
+        if oldest == newest:
+            yield f"{engine}=={newest}"
+            continue
+        without = sorted((v for v in hopeless.get(engine, ()) if Version(v) > Version(oldest)), key=Version)
+        end = "" if newest == load(engine).releases[-1] else f",<={newest}"
+        yield f"{engine}>={oldest}{end}" + "".join(f",!={version}" for version in without)
 
 
 def _named(findings: Iterable[Finding]) -> dict[str, set[str]]:

@@ -92,6 +92,15 @@ def test_the_repair_names_the_releases_it_is_for() -> None:
     assert repair_command(samples.failing()) == f"{BEGINNING} --for 'vllm>=0.18.1'"
 
 
+def test_the_repair_is_for_no_release_that_was_not_scanned() -> None:
+    old, between, new = samples.failing().engines
+    some = replace(samples.failing(), engines=(old, between, replace(new, versions=("0.21.0",))))
+    assert repair_command(some) == f"{BEGINNING} --for 'vllm>=0.18.1,<=0.21.0'"
+    found = replace(samples.finding(), engines=(EngineRange("vllm", ("0.20.2",), "vllm 0.20.2"),))
+    one = replace(broken(found), engines=(between,))
+    assert repair_command(one) == f"{BEGINNING} --for vllm==0.20.2"
+
+
 def test_the_repair_leaves_out_releases_that_nothing_mends() -> None:
     cannot = replace(samples.finding(Severity.WARNING), rule="MTP602", fixes=())
     later = replace(cannot, engines=(EngineRange("vllm", ("0.19.1", "0.20.2"), "vllm 0.19.1 - 0.20.2"),))
