@@ -271,8 +271,12 @@ A method that is not here has no list that is edited.
 # ---------------------------------------------------------------------------------------------------- allow-list
 
 
-def allow(trial: Trial, modules: Sequence[str]) -> Trial | None:
-    """Return the trial with modules, as they are stored, named in every `quantized_layers`; None where none helps."""
+def allow(trial: Trial, modules: Sequence[str]) -> tuple[Trial, list[str]] | None:
+    """Return the trial with modules, as they are stored, named in every `quantized_layers`; None where none helps.
+
+    Modules that an engine asks for by the same name as for plain ones are left out where all together do not help; the
+    second is those that are named.
+    """
     subject = trial.context.subject
     wanted = {name: entry for name in modules if (entry := layer_entry(subject.stored.get(name))) is not None}
     blocks = [block for block in edited_blocks(subject.checkpoint) if block.layers]
@@ -283,11 +287,15 @@ def allow(trial: Trial, modules: Sequence[str]) -> Trial | None:
         for name in wanted.keys() & set(built.modules):
             asked.setdefault(name, []).append(built.prefix)
     spelled = {name: list(spelled_out(subject.stored[name])) for name in wanted}
-    best: Trial | None = None
-    for entries in (
-        {layer: wanted[name] for name in wanted for layer in spelled[name]},
-        {layer: wanted[name] for name in wanted for layer in asked.get(name, ())},
-        {layer: wanted[name] for name in wanted for layer in (*spelled[name], *asked.get(name, ()))},
+    plain = {name for name, item in subject.stored.items() if item.format.plain}
+    shared = {built.prefix for _, _, built in trial.built() if not plain.isdisjoint(built.modules)}
+    apart = [name for name in wanted if shared.isdisjoint(asked.get(name, ()))]
+    best: tuple[Trial, list[str]] | None = None
+    for names, entries in (
+        (wanted, {layer: wanted[name] for name in wanted for layer in spelled[name]}),
+        (wanted, {layer: wanted[name] for name in wanted for layer in asked.get(name, ())}),
+        (wanted, {layer: wanted[name] for name in wanted for layer in (*spelled[name], *asked.get(name, ()))}),
+        (apart, {layer: wanted[name] for name in apart for layer in asked.get(name, ())}),
     ):
         after = trial.plus(
             set_value(block.file, (*block_path(block), "quantized_layers", name), entry)
@@ -295,8 +303,8 @@ def allow(trial: Trial, modules: Sequence[str]) -> Trial | None:
             for name, entry in entries.items()
             if name not in block.layers
         )
-        if after.operations != trial.operations and after.gain(trial) > (best.gain(trial) if best else 0):
-            best = after
+        if after.operations != trial.operations and after.gain(trial) > (best[0].gain(trial) if best else 0):
+            best = after, list(names)
     return best
 
 

@@ -53,6 +53,8 @@ MISDECLARED = ("quantized-into-plain", "other-format", "declaration-refused", "p
 NVFP4 = (Format.NVFP4, Format.NVFP4_A16)
 ORDER = "g_idx"
 """The suffix of what tells the order of GPTQ's columns: without activation order it says nothing that is not known."""
+CACHE_KEYS = ("kv_cache_quant_algo", "kv_cache_scheme")
+"""Keys that say how the cache is stored: SGLang reads MIXED_PRECISION in config.json only beside one of them."""
 DERIVED = "the largest of the same projection in other layers, doubled"
 """Where an input scale is from that nobody gave."""
 Branch = Literal["auto", "keep", "bf16", "nvfp4"]
@@ -250,9 +252,10 @@ def allow_packed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     """Name modules that are stored quantized in the allow-list that lacks them."""
     del wishes
     modules = modules_of(trial.occurrences(["quantized-into-plain", "other-format"]))
-    after = allow(trial, modules) if modules else None
-    if after is not None:
-        yield made(trial, after, f"add {describe_names(modules)} to quantized_layers", safe=True)
+    found = allow(trial, modules) if modules else None
+    if found is not None:
+        after, named = found
+        yield made(trial, after, f"add {describe_names(named)} to quantized_layers", safe=True)
 
 
 def restate_mixed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
@@ -275,6 +278,7 @@ def restate_mixed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
         if name in entries and built.prefix and built.prefix not in layers
     }
     alone = all(block.file != CONFIG for block in blocks)
+    inline = all(block.file == CONFIG for block in blocks)
     where = f", in {CONFIG} too" if alone else ""
     title = f"declare MIXED_PRECISION with the {len(layers)} quantized modules by name{where}"
     found: list[tuple[str, Trial]] = []
@@ -283,6 +287,8 @@ def restate_mixed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
         for block in blocks:
             operations.append(set_value(block.file, (*block_path(block), "quant_algo"), "MIXED_PRECISION"))
             operations.append(set_value(block.file, (*block_path(block), "quantized_layers"), named))
+            if inline and block.raw.keys().isdisjoint(CACHE_KEYS):  # a block without either counts as incomplete
+                operations.append(set_value(block.file, (*block_path(block), CACHE_KEYS[0]), None))
         if alone:  # some engines know MIXED_PRECISION in config.json alone
             operations.append(set_value(CONFIG, ("quantization_config",), _inline(blocks[0], named)))
         found.append((f"{title}{how}", trial.plus(operations)))
@@ -394,17 +400,24 @@ def dequantize(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     """Store in BF16, and exclude, modules that are quantized in a way that an engine does not build."""
     built = {name for _, _, built in trial.built() for name in built.modules}
     unread = [name for name in modules_of(trial.occurrences(["unknown-tensor"])) if name in built]
-    modules = [*modules_of(trial.occurrences(MISBUILT)), *unread, *_asked_alike(trial)]
-    yield from dequantized(trial, modules, wishes)
+    asked = {one.built.prefix for one in trial.occurrences(["weight-missing"]) if one.built}
+    unread += _asked_as(trial, asked | {one.event.module for one in trial.occurrences(["class-broken"])})
+    yield from dequantized(trial, [*modules_of(trial.occurrences(MISBUILT)), *unread], wishes)
 
 
-def _asked_alike(trial: Trial) -> Iterator[str]:
-    """Yield quantized modules that an engine asks for by the same name as for one that is missing."""
-    missing = {one.built.prefix for one in trial.occurrences(["weight-missing"]) if one.built}
+def free_names(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Store in BF16 what makes an engine build plain modules quantized, because it asks for both by one name."""
+    plain = trial.occurrences(["plain-into-quantized"])
+    modules = _asked_as(trial, {one.built.prefix for one in plain if one.built})
+    title = f"dequantize {{modules}} to BF16, asked for by the names of {describe_names(modules_of(plain))}"
+    yield from dequantized(trial, modules, wishes, title)
+
+
+def _asked_as(trial: Trial, prefixes: Collection[str]) -> list[str]:
+    """Return the modules that are stored and built quantized and that an engine asks for by one of these names."""
     stored = trial.context.subject.stored
-    for _, _, built in trial.built():
-        if built.prefix in missing and not built.format.plain:
-            yield from (name for name in built.modules if name in stored and not stored[name].format.plain)
+    found = (built.modules for _, _, built in trial.built() if built.prefix in prefixes and not built.format.plain)
+    return [name for names in found for name in names if name in stored and not stored[name].format.plain]
 
 
 def dequantized(trial: Trial, modules: Sequence[str], wishes: Wishes, title: str = "") -> Iterator[Repair]:
@@ -418,7 +431,7 @@ def dequantized(trial: Trial, modules: Sequence[str], wishes: Wishes, title: str
     bare = trial.plus([Dequantize(name) for name in wanted])
     found = find_entries(bare, before=trial)
     after = found.trial if found is not None and found.trial.gain(trial) > bare.gain(trial) else bare
-    title = title or f"dequantize {describe_names(wanted)} to BF16"
+    title = (title or "dequantize {modules} to BF16").replace("{modules}", describe_names(wanted))
     if any(bad[2] in wanted for bad in after.bad):  # no entry of a list names them all
         for mixed in restate_mixed(bare, wishes):
             named = bare.plus(mixed.operations)
@@ -450,8 +463,8 @@ def with_fused(trial: Trial, modules: Iterable[str]) -> list[str]:
 
 def quantize(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     """Store modules in NVFP4 that an engine builds so whatever is listed."""
-    modules = modules_of(trial.occurrences(["plain-into-quantized"]))
-    yield from quantized(trial, modules, wishes)
+    found = trial.occurrences(["plain-into-quantized", "other-format"])
+    yield from quantized(trial, modules_of(one for one in found if one.built and one.built.format in NVFP4), wishes)
 
 
 def quantized(trial: Trial, modules: Sequence[str], wishes: Wishes) -> Iterator[Repair]:
@@ -593,6 +606,7 @@ WAYS: tuple[Way, ...] = (
     restate_mixed,
     dequantize,
     quantize,
+    free_names,
     drop_copies,
     drop_unknown,
     switch_off,

@@ -3,6 +3,9 @@
 For each release, family and variant the plan is made and written; then the release's real loader must load target and
 draft with every parameter written, a scan of the result must find nothing, and a second repair must change nothing.
 What a plan leaves open is counted: there no form is known that the release loads.
+
+With `--together` one plan serves all releases, and each of them is asked about its result. Where a plan leaves anything
+open, it must say between which two of them, and offer a plan for each.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import get_args
 from mtpfix import scan
 from mtpfix.errors import NothingToCheck
 from mtpfix.fix.patching import Prepared, carry_out, prepare
+from mtpfix.fix.plan import Plan
 from mtpfix.fix.repairs import Branch, Wishes
 from mtpfix.model import Severity
 from tests.checkpoints import build
@@ -28,16 +32,18 @@ from tests.conformance.record import ROLES, Answer, ask, cases
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One checkpoint for one release: what became of it, and what is wrong with that.
+    """One checkpoint for one release, or for several: what became of it, and what is wrong with that.
 
-    `outcome` is `as it was` (nothing had to be done), `repaired`, `open` (no repair was found) or `absent` (the release
-    has no class for it); `wrong` are sentences, none where everything is as promised.
+    `outcome` is `as it was` (nothing had to be done), `repaired`, `open` (no repair was found) or `absent` (a release
+    has no class for it); `wrong` are sentences, none where everything is as promised; `told` is what the plan says of
+    what it leaves open.
     """
 
     family: str
     variant: str
     outcome: str
     wrong: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
 
 def folder_of(root: Path, family: str, variant: str) -> Path:
@@ -58,37 +64,65 @@ def wishes_for(root: Path, family: str, variant: str, mtp: Branch = "auto") -> W
 
 
 def repaired(
-    release: str, wanted: Sequence[tuple[str, str]], root: Path, out: Path, mtp: Branch = "auto"
+    releases: Sequence[str], wanted: Sequence[tuple[str, str]], root: Path, out: Path, mtp: Branch = "auto"
 ) -> Iterator[Cell]:
-    """Yield what became of each checkpoint for one release (`vllm-0.32.0`); results are written below `out`.
+    """Yield what became of each checkpoint for all of some releases (`vllm-0.32.0`); results are written below `out`.
 
     `mtp` is how the branch is to be stored, as `mtpfix patch --mtp` has it.
     """
     asked: list[tuple[str, str, Path, str]] = []
     for family, variant in wanted:
         try:
-            prepared = _prepared(release, folder_of(root, family, variant), wishes_for(root, family, variant, mtp))
+            prepared = _prepared(releases, folder_of(root, family, variant), wishes_for(root, family, variant, mtp))
         except NothingToCheck:
             yield Cell(family, variant, "absent")
             continue
-        if not prepared.plan.complete:
-            yield Cell(family, variant, "open", tuple(f"open: {one}" for one in prepared.plan.open[:2]))
-            continue
-        if prepared.plan.operations:
+        if prepared.plan.unpredicted:
+            yield Cell(family, variant, "absent")
+        elif not prepared.plan.complete:
+            yield Cell(family, variant, "open", tuple(_unsaid(prepared.plan)), tuple(_told(prepared.plan)))
+        elif prepared.plan.operations:
             place = out / family / variant
             place.parent.mkdir(parents=True, exist_ok=True)
             carry_out(prepared, place)
             asked.append((family, variant, place, "repaired"))
         else:
             asked.append((family, variant, prepared.snapshot.folder, "as it was"))
-    answers = ask(release, [place for _, _, place, _ in asked])
-    for (family, variant, place, outcome), answer in zip(asked, answers, strict=True):
-        wrong = (*_disagreements(answer), *_left(release, place, wishes_for(root, family, variant, mtp)))
-        yield Cell(family, variant, outcome, wrong)
+    answers = [ask(release, [place for _, _, place, _ in asked]) for release in releases]
+    for (family, variant, place, outcome), *found in zip(asked, *answers, strict=True):
+        wrong = [
+            f"{release} {sentence}"
+            for release, answer in zip(releases, found, strict=True)
+            for sentence in _disagreements(answer)
+        ]
+        wrong += _left(releases, place, wishes_for(root, family, variant, mtp))
+        yield Cell(family, variant, outcome, tuple(wrong))
 
 
-def _prepared(release: str, folder: Path, wishes: Wishes) -> Prepared:
-    return prepare(str(folder), [release.replace("-", "==", 1)], wishes)
+def _prepared(releases: Sequence[str], folder: Path, wishes: Wishes) -> Prepared:
+    return prepare(str(folder), _names(releases), wishes)
+
+
+def _names(releases: Sequence[str]) -> list[str]:
+    """Return releases as the command line has them."""
+    return [release.replace("-", "==", 1) for release in releases]
+
+
+def _told(plan: Plan) -> Iterator[str]:
+    """Yield what a plan says of what it leaves open."""
+    if plan.disagreement:
+        yield f"disagreement: {plan.disagreement}"
+    yield from (f"open: {one}" for one in plan.open[:2])
+
+
+def _unsaid(plan: Plan) -> Iterator[str]:
+    """Yield what a plan for several releases owes where it leaves anything open: who disagrees, and a plan for each."""
+    if len(plan.releases) > 1 and not (
+        plan.disagreement and sum(release in plan.disagreement for release in plan.releases) > 1
+    ):
+        yield "nothing is said of which releases disagree"
+    if len(plan.releases) > 1 and [one.releases for one in plan.apart] != [(release,) for release in plan.releases]:
+        yield "there is no plan for each release"
 
 
 def _disagreements(answer: Answer) -> Iterator[str]:
@@ -103,14 +137,14 @@ def _disagreements(answer: Answer) -> Iterator[str]:
             yield f"{role} {found and found['verdict']}: { ({key: value for key, value in rest.items() if value}) }"
 
 
-def _left(release: str, folder: Path, wishes: Wishes) -> Iterator[str]:
+def _left(releases: Sequence[str], folder: Path, wishes: Wishes) -> Iterator[str]:
     """Yield what a scan of a result still finds, and what a second repair would do."""
-    report = scan(folder, engines=[release.replace("-", "==", 1)])
+    report = scan(folder, engines=_names(releases))
     for found in report.findings:
         if found.severity is not Severity.NOTE:
             yield f"found: {found.rule} {found.module}: {found.message}"
     for given in (wishes, replace(wishes, graft=None, input_scale=None), replace(wishes, unsafe=False)):
-        for step in _prepared(release, folder, given).plan.steps:
+        for step in _prepared(releases, folder, given).plan.steps:
             yield f"again: {step.title}"
 
 
@@ -121,6 +155,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", help="these variants alone")
     parser.add_argument("--family", action="append", help="these families alone")
     parser.add_argument("--mtp", choices=get_args(Branch), default="auto", help="how the branch is to be stored")
+    parser.add_argument("--together", action="store_true", help="one repair for all of the releases")
     options = parser.parse_args()
     wanted = [
         (family, variant)
@@ -129,15 +164,16 @@ def main() -> int:
     ]
     bad = 0
     with tempfile.TemporaryDirectory() as place:
-        for release in options.releases:
+        for releases in [options.releases] if options.together else [[one] for one in options.releases]:
+            called = " ".join(releases)
             start, counts = time.monotonic(), Counter[str]()
-            for cell in repaired(release, wanted, Path(place), Path(place) / f"out-{release}", options.mtp):
+            for cell in repaired(releases, wanted, Path(place), Path(place) / f"out-{called}", options.mtp):
                 counts[cell.outcome] += 1
-                for sentence in cell.wrong:
-                    bad += cell.outcome != "open"
-                    sys.stdout.write(f"{release} {cell.family}/{cell.variant}: {sentence}\n")
+                bad += len(cell.wrong)
+                for sentence in (*cell.wrong, *cell.told):
+                    sys.stdout.write(f"{called} {cell.family}/{cell.variant}: {sentence}\n")
             told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-            sys.stdout.write(f"{release}: {told}; {time.monotonic() - start:.0f} s\n")
+            sys.stdout.write(f"{called}: {told}; {time.monotonic() - start:.0f} s\n")
             sys.stdout.flush()
     return 1 if bad else 0
 
