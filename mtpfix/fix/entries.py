@@ -339,13 +339,18 @@ def entries_title(checkpoint: Checkpoint, added: Sequence[str], removed: Sequenc
 
 def without_branch_entries(trial: Trial) -> Trial:
     """Return the trial without the entries that make a module of the branch plain."""
-    subject = trial.context.subject
-    listed = dict.fromkeys(
-        built.excluded_by
-        for _, _, built in trial.built()
-        if built.excluded_by and any(subject.in_branch(name) for name in built.modules)
-    )
-    return trial.plus(removals(subject.checkpoint, [entry for entry in listed if entry]))
+    after = trial
+    while True:
+        subject = after.context.subject
+        listed = dict.fromkeys(
+            built.excluded_by
+            for _, _, built in after.built()
+            if built.excluded_by and any(subject.in_branch(name) for name in built.modules)
+        )
+        unwanted = removals(after.context.checkpoint, [entry for entry in listed if entry])
+        if not unwanted:
+            return after
+        after = after.plus(unwanted)  # behind one that goes another may come to light
 
 
 __all__ = [

@@ -7,7 +7,7 @@ which the model loaded, ceases to load it. Pure: nothing is written, and no weig
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mtpfix.checkpoint.names import describe_names
@@ -15,9 +15,9 @@ from mtpfix.engines import Engine, Request, load, names, resolve_requests
 from mtpfix.errors import UsageError
 from mtpfix.fix import repairs
 from mtpfix.fix.cost import bytes_written, shards_rewritten
-from mtpfix.fix.entries import find_entries, without_branch_entries
+from mtpfix.fix.entries import allow, find_entries, without_branch_entries
 from mtpfix.fix.graft import graft
-from mtpfix.fix.operations import AddEntry, Dequantize, Operation
+from mtpfix.fix.operations import AddEntry, Dequantize, Operation, Quantize
 from mtpfix.fix.repairs import WAYS, Repair, Way, Wishes, made
 from mtpfix.fix.trial import Trial, bad_of, name_of
 from mtpfix.model import Outcome, Role, Verdict
@@ -139,6 +139,7 @@ class _Search:
     harm: dict[str, tuple[str, Repair]] = field(default_factory=dict)
     untidy: list[Repair] = field(default_factory=list)
     harmful: bool = False
+    lost: set[tuple[str, Role]] = field(default_factory=set)
 
     def take(self, repair: Repair) -> None:
         """Make a repair part of the plan."""
@@ -148,9 +149,10 @@ class _Search:
     def accepted(self, repair: Repair) -> Repair | None:
         """Return a repair as it is taken, None where it is not safe, or spoils a release that was run.
 
-        Entries that only such a release needs are added to it.
+        Entries that only such a release needs are added to it. Releases that were spoilt knowingly count no longer.
         """
-        spoilt = self.spoilt((*self.trial.operations, *repair.operations))
+        operations = (*self.trial.operations, *repair.operations)
+        spoilt = self.spoilt(operations)
         if spoilt:
             richer = self.spared(repair)
             if richer is not None:
@@ -163,6 +165,8 @@ class _Search:
             self.withheld.setdefault(repair.title, repair)
             return None
         self.harm.pop(repair.title, None)
+        if spoilt:
+            self.lost.update(self._spoilt(operations))
         return repair
 
     def spared(self, repair: Repair) -> Repair | None:
@@ -178,12 +182,14 @@ class _Search:
 
     def spoilt(self, operations: Sequence[Operation]) -> str:
         """Return a release that was run, loaded the checkpoint, and would no longer; empty where there is none."""
-        before = _loading(self.guard)
+        return next((name for name, _ in self._spoilt(operations)), "")
+
+    def _spoilt(self, operations: Sequence[Operation]) -> Iterator[tuple[str, Role]]:
+        before = _loading(self.guard) - self.lost
         for release in Trial(self.guard.origin, tuple(operations)).context.predicted():
             for role in ROLES:
                 if (name_of(release), role) in before and release.model(role).verdict not in _SOUND:
-                    return name_of(release)
-        return ""
+                    yield name_of(release), role
 
 
 _SOUND = (Verdict.LOADS, Verdict.ABSENT)
@@ -277,8 +283,16 @@ def _wanting(search: _Search) -> Iterator[str]:
 
 
 def _mend(search: _Search, ways: Sequence[Way]) -> None:
+    """Mend what goes wrong; where a packed branch is wished for, first without unpacking any of it."""
+    if search.wishes.mtp == "nvfp4":
+        _mend_with(search, ways, replace(search.wishes, mtp="keep"))
+    _mend_with(search, ways, search.wishes)
+
+
+def _mend_with(search: _Search, ways: Sequence[Way], wishes: Wishes) -> None:
+    search.harmful = False
     while search.trial.bad and len(search.steps) < LONGEST:
-        taken = next(_helping(search, ways), None)
+        taken = next(_helping(search, ways, wishes), None)
         if taken is None and search.wishes.unsafe and not search.harmful:
             search.harmful = True
             continue
@@ -293,9 +307,9 @@ def _mend(search: _Search, ways: Sequence[Way]) -> None:
         search.take(repair)
 
 
-def _helping(search: _Search, ways: Sequence[Way]) -> Iterator[tuple[Way, Repair]]:
+def _helping(search: _Search, ways: Sequence[Way], wishes: Wishes) -> Iterator[tuple[Way, Repair]]:
     for way in ways:
-        for repair in way(search.trial, search.wishes):
+        for repair in way(search.trial, wishes):
             if search.trial.plus(repair.operations).gain(search.trial):
                 accepted = search.accepted(repair)
                 if accepted is not None:
@@ -391,6 +405,8 @@ def _wish_packed(search: _Search) -> list[str]:
     bare = without_branch_entries(trial)
     packed: dict[str, bool] = {}
     forbids: dict[str, str] = {}
+    listable: dict[str, None] = {}
+    already = False
     for release, role, built in bare.built():
         if role != "draft":
             continue
@@ -398,58 +414,114 @@ def _wish_packed(search: _Search) -> list[str]:
             item = subject.stored.get(name)
             if item is None or not subject.in_branch(name) or len(item.shape) < 2:
                 continue
+            if item.format in repairs.NVFP4:
+                already = True
+                continue
             able = built.format in repairs.NVFP4 and built.layer != "head" and repairs.packable(item)
             packed[name] = packed.get(name, True) and able
             if not able and repairs.packable(item) and built.layer not in ("norm", "embedding", "head"):
                 forbids.setdefault(name, name_of(release))
+                if built.layer != "linear":  # torch's own, that no list is asked for
+                    listable[name] = None
     wanted = [name for name, able in packed.items() if able]
-    if forbids and not wanted and _wish_restated(search, bare, list(forbids)):
-        return []
-    notes = [
-        f"Left in 16 bits, as {release} builds nothing else: "
-        f"{describe_names([one for one, by in forbids.items() if by == release])}."
-        for release in dict.fromkeys(forbids.values())
-    ]
-    if not wanted:
-        return [*notes, "No module of the branch can be packed in every release asked for."]
-    found = list(repairs.quantized(bare, wanted, search.wishes))
-    if not found:
+    if listable and (named := _wish_restated(search, bare, [*wanted, *listable], len(wanted))):
+        return _left_plain({name: by for name, by in forbids.items() if name not in named})
+    step: Repair | None = None
+    wishes = search.wishes
+    if not any(repairs.quantized(bare, wanted, wishes)):
+        wishes = replace(wishes, input_scale=1.0)  # to see whether the scale is all that is wanting
+    while wanted:
+        found = next(repairs.quantized(bare, wanted, wishes))
+        after = bare.plus(found.operations)
+        listed = find_entries(after, before=trial) or find_entries(after, before=after)
+        after = listed.trial if listed is not None else after
+        worse = _worse(after, trial, wanted)
+        fewer = [name for name in wanted if name not in repairs.with_fused(after, worse.keys() & set(wanted))]
+        if len(fewer) == len(wanted):
+            step = made(trial, after, found.title, safe=True)
+            break
+        by = next(worse[name] for name in wanted if name in worse)
+        forbids.update((name, worse.get(name, by)) for name in wanted if name not in fewer)
+        wanted = fewer
+    if step is not None and wishes is not search.wishes:
         raise UsageError(
             f"no scale is known for the inputs of {describe_names(wanted)}",
             "no other layer has the same projections quantized: give one with --input-scale",
         )
-    after = bare.plus(found[0].operations)
-    listed = find_entries(after, before=trial) or find_entries(after, before=after)
-    after = listed.trial if listed is not None else after
-    search.take(made(trial, after, found[0].title, safe=True))
+    notes = _left_plain(forbids)
+    if step is not None:
+        search.take(step)
+    elif already:
+        notes.append("What else there is of the branch is stored in NVFP4 already.")
+    else:
+        notes.append("No module of the branch can be packed in every release asked for.")
     return notes
 
 
-def _wish_restated(search: _Search, bare: Trial, modules: Sequence[str]) -> bool:
-    """Pack modules of the branch and name each in an allow-list; return whether that was taken."""
+def _left_plain(forbids: Mapping[str, str]) -> list[str]:
+    """Say which modules a release, given for each, does not let be packed."""
+    return [
+        f"Left in 16 bits, as {release} builds nothing else: "
+        f"{describe_names([one for one, by in forbids.items() if by == release])}."
+        for release in dict.fromkeys(forbids.values())
+    ]
+
+
+def _worse(after: Trial, before: Trial, packed: Collection[str]) -> dict[str, str]:
+    """Return the modules on disk of which something goes wrong that did not before, each with a release.
+
+    Of modules that were packed whatever goes wrong counts.
+    """
+    wrong = {bad[2]: bad[0] for bad in sorted(after.bad)}
+    built = {name: wrong[one.prefix] for _, _, one in after.built() if one.prefix in wrong for name in one.modules}
+    fresh = {bad[2] for bad in after.bad - before.bad}
+    return {name: by for name, by in (wrong | built).items() if name in fresh or name in packed}
+
+
+def _wish_restated(search: _Search, bare: Trial, modules: Sequence[str], least: int) -> list[str]:
+    """Pack modules of the branch and name each in an allow-list; return those packed, none where that was not taken.
+
+    Nor is it taken where it packs no more modules than `least`, which need no such list.
+    """
     trial, wanted = search.trial, list(modules)
-    while wanted:
+    while len(wanted) > least:
         found = next(repairs.quantized(bare, wanted, search.wishes), None)
         if found is None:
-            return False
+            return []
         packed = bare.plus(found.operations)
-        worse: set[str] = set()
-        for repair in repairs.restate_mixed(packed, search.wishes):
-            after = packed.plus(repair.operations)
-            worse = {bad[2] for bad in after.bad - trial.bad}
-            if not worse:
-                search.harmful = search.wishes.unsafe
-                title = f"{found.title}; {repair.title}"
-                accepted = search.accepted(made(trial, after, title, safe=True))
-                search.harmful = False
-                if accepted is not None:
-                    search.take(accepted)
-                return accepted is not None
-        fewer = [name for name in wanted if name not in repairs.with_fused(packed, worse & set(wanted))]
+        best: tuple[dict[str, str], str, Trial] | None = None
+        for title, listed in _named(packed, found, search.wishes):
+            after = without_branch_entries(listed)  # they count beside an allow-list too
+            worse = _worse(after, trial, wanted)
+            if best is None or len(worse) < len(best[0]):
+                best = worse, f"{found.title}; {title}", after
+        if best is None:
+            return []
+        worse, title, after = best
+        if not worse:
+            search.harmful = search.wishes.unsafe
+            accepted = search.accepted(made(trial, after, title, safe=True))
+            search.harmful = False
+            if accepted is None:
+                return []
+            search.take(accepted)
+            return wanted
+        fewer = [name for name in wanted if name not in repairs.with_fused(packed, worse.keys() & set(wanted))]
         if len(fewer) == len(wanted):
-            return False
+            return []
         wanted = fewer
-    return False
+    return []
+
+
+def _named(packed: Trial, quantized: Repair, wishes: Wishes) -> Iterator[tuple[str, Trial]]:
+    """Yield the trials in which modules that were just quantized stand in an allow-list, a new one or that there is."""
+    for repair in repairs.restate_mixed(packed, wishes):
+        yield repair.title, packed.plus(repair.operations)
+    modules = [name for one in quantized.operations if isinstance(one, Quantize) for name in one.modules]
+    found = allow(packed, modules)
+    if found is not None:
+        after, names = found
+        yield f"add {describe_names(names)} to quantized_layers", after
 
 
 # ------------------------------------------------------------------------------------------------- what is left

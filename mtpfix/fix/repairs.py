@@ -296,7 +296,7 @@ def restate_mixed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
             break
     else:
         excluded = dict.fromkeys(entry for block in blocks for entry in block.excludes)
-        bare = found[-1][1].plus(removals(trial.context.checkpoint, excluded))
+        bare = found[-1][1].plus(removals(found[-1][1].context.checkpoint, excluded))
         found.append((f"{found[-1][0]}, and empty the exclude list that it replaces", bare))
     for text, after in sorted(found, key=lambda one: len(one[1].bad)):
         yield made(trial, after, text, safe=True)

@@ -19,7 +19,7 @@ from mtpfix.engines.predict import Subject
 from mtpfix.families import match
 from mtpfix.fix.operations import Dequantize, Quantize
 from mtpfix.fix.plan import Plan, make_plan, requests_for
-from mtpfix.fix.repairs import Wishes
+from mtpfix.fix.repairs import Branch, Wishes
 from mtpfix.fix.trial import Trial
 from mtpfix.model import Checkpoint, Dialect, Severity, Verdict
 from mtpfix.rules import run
@@ -57,20 +57,20 @@ def opened(root: Path, family: str, variant: str) -> Checkpoint:
     return open_checkpoint(folder)
 
 
-def wishes_for(root: Path, family: str, variant: str) -> Wishes:
+def wishes_for(root: Path, family: str, variant: str, mtp: Branch = "auto") -> Wishes:
     """Return what a person would give along for a variant: all that it lacks."""
     lacking = variant == "missing" or (family, variant) == ("step3p7", "published")
     source = "layer-arrays" if (family, variant) == ("step3p7", "published") else "excluded-glob"
     base = str(opened(root, family, source).root) if lacking else None
-    return Wishes(graft=base, input_scale=1.0, unsafe=True)
+    return Wishes(mtp, graft=base, input_scale=1.0, unsafe=True)
 
 
 @cache
-def planned(root: Path, family: str, variant: str, release: str) -> tuple[Plan, Context]:
+def planned(root: Path, family: str, variant: str, release: str, mtp: Branch = "auto") -> tuple[Plan, Context]:
     checkpoint = opened(root, family, variant)
     requests = requests_for([release if "==" in release else f"vllm=={release}"])
     context = Context(Subject(checkpoint), requests, partial(read_scalars, checkpoint))
-    return make_plan(context, wishes_for(root, family, variant)), context
+    return make_plan(context, wishes_for(root, family, variant, mtp)), context
 
 
 def graver(context: Context) -> list[str]:
@@ -123,6 +123,36 @@ def test_an_allow_list_names_what_harms_no_other_module_of_that_name(root: Path)
     assert titles[0] == "add model.layers.1.mlp.shared_experts.{gate,up}_proj (2) to quantized_layers"
     restored = {one.module for one in plan.operations if isinstance(one, Dequantize)}
     assert {name.rpartition(".mlp.")[0] or name.rpartition(".self_attn.")[0] for name in restored} == {"model.layers.0"}
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "plain"),
+    [
+        ("qwen3_5", "excluded-glob", ["mtp.fc"]),  # the list that excludes the branch counts beside an allow-list
+        ("qwen3_5", "branch-nvfp4", ["mtp.fc"]),  # packed already: only to be declared so
+        ("qwen3_5", "mixed", ["mtp.fc"]),  # the allow-list is there already
+        ("qwen3_5", "hf-quant-only", ["mtp.fc"]),  # config.json gets a block, with the same list
+        ("deepseek_v3", "compressed-tensors", ["eh_proj", "kv_a_proj_with_mqa", "q_a_proj"]),
+        ("deepseek_v3", "conflict", ["eh_proj"]),  # the two files say the same afterwards
+        pytest.param("qwen3_next", "published", ["mtp.fc"], marks=pytest.mark.slow),  # the half needs no allow-list
+    ],
+)
+def test_a_branch_is_packed_for_sglang_as_far_as_it_builds_it_so(
+    family: str, variant: str, plain: list[str], root: Path
+) -> None:
+    plan, context = planned(root, family, variant, SGLANG, "nvfp4")
+    assert plan.complete
+    packed = {name for one in plan.operations if isinstance(one, Quantize) for name in one.modules}
+    restored = {one.module for one in plan.operations if isinstance(one, Dequantize)}
+    assert not packed & restored
+    after = Trial(context, plan.operations).context
+    assert graver(after) == []
+    assert make_plan(after, wishes_for(root, family, variant, "nvfp4")).steps == ()
+    subject = after.subject
+    linear = {name: one for name, one in subject.stored.items() if "_proj" in name or name == "mtp.fc"}
+    left = {name for name, one in linear.items() if subject.in_branch(name) and one.format.plain}
+    assert {name.removeprefix("model.layers.2.").removeprefix("self_attn.") for name in left} == set(plain)
+    assert any(note.startswith("Left in 16 bits, as sglang 0.5.23") and plain[0] in note for note in plan.notes)
 
 
 def test_where_no_form_loads_the_plan_says_what_stays_open(root: Path) -> None:
