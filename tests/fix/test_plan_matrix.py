@@ -131,7 +131,7 @@ def test_an_allow_list_names_what_harms_no_other_module_of_that_name(root: Path)
         ("qwen3_5", "excluded-glob", ["mtp.fc"]),  # the list that excludes the branch counts beside an allow-list
         ("qwen3_5", "branch-nvfp4", ["mtp.fc"]),  # packed already: only to be declared so
         ("qwen3_5", "mixed", ["mtp.fc"]),  # the allow-list is there already
-        ("qwen3_5", "hf-quant-only", ["mtp.fc"]),  # config.json gets a block, with the same list
+        pytest.param("qwen3_5", "hf-quant-only", ["mtp.fc"], marks=pytest.mark.slow),  # config.json gets the same list
         ("deepseek_v3", "compressed-tensors", ["eh_proj", "kv_a_proj_with_mqa", "q_a_proj"]),
         ("deepseek_v3", "conflict", ["eh_proj"]),  # the two files say the same afterwards
         pytest.param("qwen3_next", "published", ["mtp.fc"], marks=pytest.mark.slow),  # the half needs no allow-list
