@@ -318,7 +318,7 @@ def _glm5_next(size: Size) -> Config:
             "num_experts_per_tok": 2,
             "num_key_value_heads": 4,
             "pad_token_id": 0,
-            "q_lora_rank": 64,
+            "q_lora_rank": 128,
             "qk_nope_head_dim": 64,
             "v_head_dim": 64,
             "vocab_size": 256,
