@@ -118,7 +118,7 @@ class Variant:
     unquantized modules are listed: by one glob for the branch, by every name on disk, by the names an engine asks
     with, or not at all ("target" lists only the target's), less the modules whose names end as `unlisted` says.
     `files` says which of the two quantization files exist; `config_lists`, where set, is how config.json lists,
-    against the other file.
+    against the other file; `quantized` is whether anything is.
     """
 
     name: str
@@ -133,6 +133,7 @@ class Variant:
     input_scale: bool = True
     declares: bool = True
     weights_only: bool = False
+    quantized: bool = True
     head: bool = False
     unlisted: tuple[str, ...] = ()
     config_lists: Lists | None = None
@@ -196,6 +197,8 @@ def _specialise(family: Family, variant: Variant) -> Variant:
             return replace(variant, lists="glob", branch="absent", arrays="short")
         case "glm4_moe" | "mimo" | "mimo_v2" | "ernie4_5_moe":
             return replace(variant, lists="glob")
+        case _ if family.published == "plain":
+            return replace(variant, quantized=False)
         case _ if family.published != "summary":
             return replace(variant, lists=family.published)
         case _:
@@ -206,7 +209,7 @@ def formats_of(family: Family, variant: Variant, config: Config, modules: Sequen
     """Return the format of every quantized module by its name: NVFP4, FP8 or FP8_BLOCK; others keep their own type."""
     variant = _specialise(family, variant)
     formats: dict[str, str] = {}
-    for module in modules:
+    for module in modules if variant.quantized else ():
         if module.part == "branch":
             if _packed_in_branch(module, variant.branch):
                 formats[module.name] = "FP8_BLOCK" if variant.branch == "fp8" else "NVFP4"
@@ -565,7 +568,9 @@ def plan(
     numbers = _numbers(known, size, special)
     names = list(excludes) if excludes is not None else excludes_of(known, chosen, numbers, present, formats)
     nested_block: Config | None = None
-    if special.dialect == "compressed-tensors":
+    if not special.quantized:
+        names = []
+    elif special.dialect == "compressed-tensors":
         config["quantization_config"] = compressed(names, input_scale=special.input_scale)
     else:
         layers = quantized_layers(present, formats) if special.dialect == "mixed" else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 
+from tests.drafter_families import DRAFTERS
 from tests.further_families import FURTHER
 from tests.latent_families import LATENT
 from tests.modules import (
@@ -1284,6 +1285,7 @@ FAMILIES = {
         *LATENT,
         *NEWEST,
         *SGLANG,
+        *DRAFTERS,
         *SPARSE,
     )
 }

@@ -165,7 +165,7 @@ class Family:
     asks with in their place, `{N}` for the number of decoder layers, `{2N}` for twice as many; `inside` are parts of
     names, likewise; `listed` are names that exporters list though no tensor has them; `declares` is whether the
     configuration names the MTP layers. `published` is how the public list names the branch: as ModelOpt summarises it,
-    by a glob, or not at all. `asked` are the releases whose loader, without a GPU, is the one that users get.
+    by a glob, not at all, or plain where nothing is quantized. `asked` are the releases whose loader, without a GPU, is the one that users get.
     """
 
     name: str
@@ -182,7 +182,7 @@ class Family:
     inside: Mapping[str, str] = field(default_factory=dict)
     listed: tuple[str, ...] = ()
     declares: bool = True
-    published: Literal["summary", "glob", "target"] = "summary"
+    published: Literal["summary", "glob", "target", "plain"] = "summary"
     asked: str = ""
 
 

@@ -254,11 +254,14 @@ def _predict_role(
         return _unpredicted(role, f"no family file knows the architecture {subject.architecture}"), None
     if role == "draft" and (numbers.mtp == 0 or (not numbers.declared and not subject.mtp.present)):
         return _unpredicted(role, "no MTP layer is declared", Verdict.ABSENT), None
-    blocks = family.models(engine.name, role, subject.served_as, version)
+    beside = role == "target" and "beside" in family.table
+    blocks = family.models(engine.name, "draft" if beside else role, subject.served_as, version)
     if engine.name not in family.table:
         return _unpredicted(role, f"what {engine.title} does with {family.title} is not known here"), None
     if not blocks:
         return _unpredicted(role, f"{engine.title} has no class for {subject.architecture} there"), None
+    if beside:
+        return _unpredicted(role, "the main model is a checkpoint of its own", Verdict.ABSENT), None
     block = blocks[0]
     for fact in block.get("unpredicted_when", ()):
         if covers(fact.get("versions", "*"), version) and holds(fact["when"], numbers, None):

@@ -128,6 +128,23 @@ def count_layers(config: Mapping[str, Any]) -> int:
     return 1
 
 
+def main_model(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the configuration of a small main model that a drafter can stand beside; None where it is no drafter.
+
+    A drafter is a checkpoint that holds a draft alone; its family says in `beside` which model that drafts for.
+    """
+    listed = config.get("architectures")
+    first = listed[0] if isinstance(listed, list) and listed else None
+    family = match(first if isinstance(first, str) else None)
+    beside = family.table.get("beside") if family is not None else None
+    if family is None or beside is None:
+        return None
+    decoder = read_numbers(family, config).decoder
+    taken = {key: config[source] for key, source in beside["numbers"].items() if source in config}
+    kept = {key: value for key, value in decoder.items() if key not in beside.get("without", ())}
+    return {**kept, **beside["config"], **taken}
+
+
 def served_as(family: Family, architecture: str, numbers: Numbers) -> str:
     """Return the architecture that engines take a configuration for, where it is not the one that it names."""
     for entry in family.table.get("served", ()):

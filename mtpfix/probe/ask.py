@@ -59,7 +59,8 @@ def ask(
 def _told(stage: Stage) -> list[str]:
     """Return the options that tell a probe of one checkpoint what it does not know itself."""
     foreign = [f"--foreign={stage.folder}"] if stage.foreign else []
-    return [*foreign, f"--layers={stage.folder}={stage.layers}"]
+    main = [f"--main={stage.folder}={stage.main}"] if stage.main is not None else []
+    return [*foreign, *main, f"--layers={stage.folder}={stage.layers}"]
 
 
 def observe(
@@ -89,6 +90,8 @@ def observe(
         stage = set_up(checkpoint.root, folder)
         if stage.left_out:
             notes.append(f"files with code were not shown to the engine: {', '.join(map(shown, stage.left_out[:5]))}")
+        if stage.main is not None and "draft" in roles:
+            notes.append("this checkpoint is a draft alone: a small main model, without weights, stood beside it")
         arguments = [str(folder), f"--roles={','.join(roles)}", "--limit=0"]
         arguments += _told(stage)
         outcome = run(interpreter.path, module, arguments, timeout=timeout, memory=memory)

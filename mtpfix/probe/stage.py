@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpfix.errors import NothingToCheck
-from mtpfix.families import count_layers
+from mtpfix.families import count_layers, main_model
 
 LEFT_OUT = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py", ".pyc"}
 CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
@@ -23,13 +23,15 @@ CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 class Stage:
     """`foreign` is whether the checkpoint brings its own configuration class; `left_out` are files not shown.
 
-    `layers` is how many MTP layers its configuration counts.
+    `layers` is how many MTP layers its configuration counts. `main` is the folder of a small main model, without
+    weights, where the checkpoint is a draft alone.
     """
 
     folder: Path
     foreign: bool
     left_out: tuple[str, ...]
     layers: int
+    main: Path | None = None
 
 
 def set_up(checkpoint: Path, folder: Path) -> Stage:
@@ -38,6 +40,7 @@ def set_up(checkpoint: Path, folder: Path) -> Stage:
         raise NothingToCheck(f"{checkpoint} has no config.json", "engines load nothing without one")
     left_out = []
     foreign, layers = False, 1
+    main: Path | None = None
     for path in sorted(checkpoint.iterdir()):
         if path.name.startswith(".") or not path.is_file():
             continue
@@ -51,10 +54,22 @@ def set_up(checkpoint: Path, folder: Path) -> Stage:
                     auto_map = config.get("auto_map")
                     foreign = isinstance(auto_map, dict) and "AutoConfig" in auto_map
                     layers = count_layers(config)
+                    main = _beside(config, folder)
                     (folder / path.name).write_text(json.dumps(without_code(config), indent=2), encoding="utf-8")
                     continue
         (folder / path.name).symlink_to(path.resolve())
-    return Stage(folder, foreign, tuple(left_out), layers)
+    return Stage(folder, foreign, tuple(left_out), layers, main)
+
+
+def _beside(config: dict[str, Any], folder: Path) -> Path | None:
+    """Write the configuration of a small main model beside a drafter's folder, and return where."""
+    model = main_model(config)
+    if model is None:
+        return None
+    place = folder.with_name(f"{folder.name}-main")
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps(without_code(model), indent=2), encoding="utf-8")
+    return place
 
 
 def without_code(value: Any) -> Any:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,9 @@ ONLY: Mapping[str, str] = {"model_executor/models/registry.py": "_SPECULATIVE_DE
 """Files of which one table alone counts."""
 
 WIDEST = 240
+
+EACH, MOST = 3, 60
+"""How many differences are told of one model of one checkpoint, and of all together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,24 @@ def judge(engine: Engine, version: str, cases: Sequence[tuple[str, str]]) -> Ite
                     yield f"{family}/{variant} {predicted.role}: {sentence}"
 
 
+def shortened(found: Iterable[str]) -> Iterator[str]:
+    """Yield the first few of each model's differences (`family/variant role: sentence`), and count the rest.
+
+    A module that is built otherwise differs in every checkpoint, and a layer that is has many modules.
+    """
+    groups: dict[str, list[str]] = {}
+    for sentence in found:
+        groups.setdefault(sentence.partition(": ")[0], []).append(sentence)
+    lines: list[str] = []
+    for case, sentences in groups.items():
+        lines += sentences[:EACH]
+        lines += [f"{case}: and {len(sentences) - EACH} more"] if len(sentences) > EACH else []
+    yield from lines[:MOST]
+    if len(lines) > MOST:
+        total = sum(map(len, groups.values()))
+        yield f"and {len(lines) - MOST} more lines: {total} differences in {len(groups)} models in all"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Learn one release; return 1 if anything that matters changed or a prediction differs, 2 if it cannot be run."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.learn", description=main.__doc__)
@@ -188,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if (options.only is None or case[1] in options.only) and record.is_asked(release, case[0])
         ]
         wrong = list(judge(engine, version, cases))
-        say("".join(f"{one}\n" for one in wrong) or "every prediction is what the release did\n")
+        say("".join(f"{one}\n" for one in shortened(wrong)) or "every prediction is what the release did\n")
     if not wrong:
         run = not options.no_loads and not options.only
         lists = [("releases", engine.releases), *([("verified", engine.verified)] if run else [])]

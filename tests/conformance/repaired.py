@@ -132,6 +132,8 @@ def _disagreements(answer: Answer) -> Iterator[str]:
         return
     for role in ROLES:
         found = answer[role]
+        if found is None and role == "target" and answer.get("alone"):
+            continue  # the checkpoint is a draft alone
         if found is None or found["verdict"] != "loads":
             rest = {key: found[key] for key in ("error", "tensor", "unwritten", "partial", "misread")} if found else {}
             yield f"{role} {found and found['verdict']}: { ({key: value for key, value in rest.items() if value}) }"

@@ -123,3 +123,14 @@ def test_changes_are_told_by_file_and_an_identical_release_by_none(
     assert 'vllm.toml: add "0.33.1" to `releases`' in told
     assert learn.main(["0.32.0", "--no-loads"]) == 0
     assert "vllm.toml has 0.32.0" in capsys.readouterr().out
+
+
+def test_differences_are_told_in_part_and_the_rest_is_counted() -> None:
+    few = [f"mimo/published draft: layer {number} is built bf16" for number in range(learn.EACH)]
+    assert list(learn.shortened(few)) == few
+    many = [f"mimo/case-{case} draft: layer {number} is built" for case in range(100) for number in range(10)]
+    told = list(learn.shortened(many))
+    assert told[: learn.EACH] == many[: learn.EACH]
+    assert told[learn.EACH] == f"mimo/case-0 draft: and {10 - learn.EACH} more"
+    assert len(told) == learn.MOST + 1
+    assert "1000 differences in 100 models" in told[-1]

@@ -37,6 +37,12 @@ def run(name: str, arguments: list[str]) -> None:
         "--foreign", action="append", default=[], help="a checkpoint whose configuration class is its own"
     )
     parser.add_argument(
+        "--main",
+        action="append",
+        default=[],
+        help="a checkpoint that is a draft alone, =, and the folder of a main model without weights",
+    )
+    parser.add_argument(
         "--layers",
         action="append",
         default=[],
@@ -44,6 +50,7 @@ def run(name: str, arguments: list[str]) -> None:
     )
     options = parser.parse_args(arguments)
     options.layers = {place: int(count) for place, _, count in (one.rpartition("=") for one in options.layers)}
+    options.main = {place: main for place, _, main in (one.partition("=") for one in options.main)}
     if options.source:
         sys.path.insert(0, options.source)
     os.dup2(2, 1)  # whatever the engine prints goes to stderr

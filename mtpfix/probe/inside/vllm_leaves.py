@@ -178,7 +178,7 @@ def stand_in_for_operators() -> None:
     """Name the compiled operators that layers look up while they are built, where the compiled part is missing."""
     import torch
 
-    for name in ("gelu_quick",):
+    for name in ("gelu_quick", "gelu_tanh_and_mul"):
         if not hasattr(torch.ops._C, name):
             setattr(torch.ops._C, name, None)
             note(f"torch.ops._C.{name}", "named without its kernel")

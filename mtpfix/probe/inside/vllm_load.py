@@ -10,10 +10,12 @@ checks after loading, and its sharing of embeddings and heads between target and
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,18 @@ def start_distributed(ranks: int) -> None:
         note("the tensor-parallel group", f"said to be of {ranks} ranks, this process is its first")
 
 
+def quantizations(configuration: Any, *, alone: bool) -> Iterator[Any]:
+    """Yield the quantization configurations that layers ask: the target's, or that of a draft which stands `alone`."""
+    if configuration.quant_config is not None:
+        yield configuration.quant_config
+    if alone and configuration.speculative_config is not None:
+        draft = configuration.speculative_config.draft_model_config
+        found = None
+        with contextlib.suppress(Exception):  # the draft asks for it again, and its answer counts
+            found = type(configuration).get_quantization_config(draft, configuration.load_config)
+        yield from () if found is None else (found,)
+
+
 def load_target(configuration: Any) -> Any:
     """Load the main model as a worker does."""
     from vllm.model_executor.model_loader import get_model
@@ -202,6 +216,10 @@ def load_target(configuration: Any) -> Any:
 
 def load_draft(configuration: Any, target: Any, runner: str) -> None:
     """Load the MTP draft as the model runner does, and let it share with the target."""
+    asks = getattr(configuration.speculative_config, "use_gemma4_mtp", None)
+    if asks is not None and asks():
+        load_drafter(configuration, target, runner)
+        return
     if runner == "v2":
         importlib.import_module("vllm.v1.worker.gpu.spec_decode.eagle.utils").load_eagle_model(target, configuration)
         return
@@ -210,12 +228,41 @@ def load_draft(configuration: Any, target: Any, runner: str) -> None:
     asks = getattr(speculative, "use_step3p5_mtp", None)
     kinds.insert(0, ("vllm.v1.spec_decode.step3p5", "Step3p5MTPProposer", asks is not None and bool(asks())))
     found = [getattr(try_import(module), name, None) for module, name, wanted in kinds if wanted]
-    proposer: Any = object.__new__(next(kind for kind in found if kind is not None))
-    proposer.vllm_config = configuration
-    proposer.speculative_config = speculative
-    proposer.draft_model_config = speculative.draft_model_config
-    proposer.use_local_argmax_reduction = False
+    proposer = prepared(next(kind for kind in found if kind is not None), configuration)
     proposer.model = proposer._get_model()
+    share(proposer, target)
+
+
+def load_drafter(configuration: Any, target: Any, runner: str) -> None:
+    """Load a drafter that reads the target's own keys and values, as its proposer or speculator does."""
+    from vllm.config import get_layers_from_vllm_config
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    attention = set(get_layers_from_vllm_config(configuration, AttentionLayerBase))
+    if runner == "v2":
+        module = importlib.import_module("vllm.v1.worker.gpu.spec_decode.gemma4.speculator")
+        loader: Any = object.__new__(module.Gemma4Speculator)
+        loader.vllm_config, loader.speculative_config = configuration, configuration.speculative_config
+        loader.load_draft_model(target, attention)
+        return
+    proposer = prepared(importlib.import_module("vllm.v1.spec_decode.gemma4").Gemma4Proposer, configuration)
+    proposer.model = proposer._get_model()
+    share(proposer, target)
+    proposer._setup_gemma4_kv_sharing(attention)
+
+
+def prepared(kind: Any, configuration: Any) -> Any:
+    """Return a proposer with what loading a draft asks of it, and nothing that it runs with."""
+    proposer: Any = object.__new__(kind)
+    proposer.vllm_config = configuration
+    proposer.speculative_config = configuration.speculative_config
+    proposer.draft_model_config = configuration.speculative_config.draft_model_config
+    proposer.use_local_argmax_reduction = False
+    return proposer
+
+
+def share(proposer: Any, target: Any) -> None:
+    """Let a proposer's draft share embedding and head with the target."""
     language = target.get_language_model() if hasattr(target, "get_language_model") else target
     proposer._maybe_share_embeddings(language)
     proposer._maybe_share_lm_head(language)
@@ -226,29 +273,32 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.models.registry import ModelRegistry
 
-    config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+    main = options.main.get(checkpoint, checkpoint)
+    alone = main != checkpoint
+    config = json.loads((Path(main) / "config.json").read_text(encoding="utf-8"))
     architectures = [name for name in config.get("architectures") or [] if isinstance(name, str)]
     if not set(architectures) & set(ModelRegistry.get_supported_archs()):
         return {"unsupported": architectures}
     if checkpoint in options.foreign:
         register(config, own_class)
     hooks = Hooks(Arena(options.hollow or None))
-    roles = options.roles.split(",")
+    roles = [role for role in options.roles.split(",") if not (alone and role == "target")]
     refused: Exception | None = None
     try:
         speculative = {"method": "mtp", "num_speculative_tokens": options.layers.get(checkpoint, 1)}
-        configuration = engine_configuration(checkpoint, speculative if "draft" in roles else None, options.ranks)
+        speculative |= {"model": checkpoint} if alone else {}
+        configuration = engine_configuration(main, speculative if "draft" in roles else None, options.ranks)
     except Exception as error:  # noqa: BLE001 - whatever the engine raises is its answer
         refused = error
         try:
-            configuration = engine_configuration(checkpoint, None, options.ranks)
+            configuration = engine_configuration(main, None, options.ranks)
         except Exception as again:  # noqa: BLE001
             hooks.watch.phase = "configure"
             return {"target": answer(hooks.watch, again), "draft": None, "stand_ins": sorted(STAND_INS)}
     with set_current_vllm_config(configuration):
         start_distributed(options.ranks)
-        if configuration.quant_config is not None:
-            hooks.listen(configuration.quant_config)
+        for lists in quantizations(configuration, alone=alone):
+            hooks.listen(lists)
         target = hooks.watch
         hooks.skip = "target" not in roles
         with watch_writes(target):
@@ -259,6 +309,7 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
             "draft": None,
             "tokens": getattr(configuration.speculative_config, "num_speculative_tokens", None),
             "stand_ins": sorted(STAND_INS),
+            "alone": alone,
         }
         if target.model is None or "draft" not in roles:
             return result
