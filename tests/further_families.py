@@ -554,6 +554,7 @@ FURTHER = (
         layer_globs,
         head="head",
         published="target",
+        asked="<0.29",  # from there on CUDA and ROCm have classes of their own
     ),
     Family(
         "openpangu",

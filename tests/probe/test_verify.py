@@ -216,6 +216,28 @@ def test_an_engine_is_told_how_many_layers_the_family_counts(
     assert [one.rpartition("=")[2] for one in arguments if one.startswith("--layers=")] == [str(layers)]
 
 
+def test_a_draft_that_is_a_checkpoint_of_its_own_gets_a_small_main_model_beside_it(tmp_path: Path) -> None:
+    built = build(tmp_path / "drafter", "gemma4_assistant", "branch-nvfp4").config
+    copied = tmp_path / "main.json"
+    code = "main = next(one for one in arguments if one.startswith('--main=')).rpartition('=')[2]; "
+    code += f"open({str(copied)!r}, 'w').write(open(main + '/config.json').read())"
+    python = make(tmp_path, lines=[answer(target=None)], code=code)
+    found = verify(tmp_path / "drafter", engine_python=python)
+    assert found.target is None
+    assert found.prediction is not None
+    assert found.prediction.target.verdict is Verdict.ABSENT
+    assert found.prediction.draft.verdict is Verdict.LOADS
+    assert found.exit_code == 0
+    assert found.differences == ()
+    assert "a small main model, without weights, stood beside it" in found.notes[0]
+    main = json.loads(copied.read_text())
+    assert main["architectures"] == ["Gemma4ForCausalLM"]
+    assert main["hidden_size"] == built["backbone_hidden_size"]
+    assert main["vocab_size"] == built["text_config"]["vocab_size"]
+    assert main["num_kv_shared_layers"] == 0
+    assert "quantization_config" not in main
+
+
 def test_a_checkpoint_without_a_branch_is_asked_for_its_main_model_alone(tmp_path: Path) -> None:
     build(tmp_path / "none", "deepseek_v3", "no-mtp")
     found = verify(tmp_path / "none", engine_python=make(tmp_path, lines=[answer(draft=None)]))

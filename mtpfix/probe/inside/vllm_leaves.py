@@ -9,12 +9,14 @@ checks after loading. Which of these leaves a release has differs; what is not t
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import importlib.util
 import inspect
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -185,6 +187,7 @@ def stand_in_for_operators() -> None:
 
 
 KERNEL_MODULES = (
+    "vllm.model_executor.layers.mhc",
     "vllm.v1.attention.backends.mla.prefill.flash_attn",
     "vllm.vllm_flash_attn",
     "vllm.vllm_flash_attn.flash_attn_interface",
@@ -248,20 +251,33 @@ def fails_to_import(name: str) -> bool:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         return not f"{name}.".startswith(f"{error.name}.")
-    except ImportError:
+    except (ImportError, AttributeError):  # the latter where it asks a compiler that it took for there
         return True
     return False
+
+
+def imported_for_a_gpu(package: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield what a package imports from its part for NVIDIA's GPUs: the name it gets, the module, its name there."""
+    for statement in ast.walk(ast.parse(package.read_text(encoding="utf-8"))):
+        if isinstance(statement, ast.ImportFrom) and statement.level == 1:
+            module = statement.module or ""
+            if module.partition(".")[0] == "nvidia":
+                yield from ((one.asname or one.name, module, one.name) for one in statement.names)
 
 
 def build_what_a_gpu_builds() -> None:
     """Let packages of models that have a class of their own for each kind of machine give those for NVIDIA's GPUs."""
     models = importlib.util.find_spec("vllm.models")
     folders = [Path(folder) for folder in (models.submodule_search_locations or () if models else ())]
-    for parts in (place for folder in folders for place in folder.iterdir()):
-        if not (parts / "cpu").is_dir() or not (parts / "nvidia").is_dir():
-            continue
+    for parts in (place for folder in folders for place in folder.iterdir() if (place / "nvidia").is_dir()):
         package = f"vllm.models.{parts.name}"
         chosen = importlib.import_module(package)
+        if not (parts / "cpu").is_dir():
+            for name, module, kind in imported_for_a_gpu(parts / "__init__.py"):
+                if not getattr(getattr(chosen, name, None), "__module__", "").startswith(f"{package}.nvidia"):
+                    found = getattr(try_import(f"{package}.{module}"), kind, None)
+                    swap(chosen if found else None, name, found, "the class for CUDA is built, not the generic one")
+            continue
         for name in getattr(chosen, "__all__", ()):
             for module in map(try_import, submodules(f"{package}.nvidia")):
                 kind = getattr(module, name, None)
