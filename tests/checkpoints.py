@@ -179,7 +179,13 @@ VARIANTS = {
         ),
         Variant("layer-arrays", "per-layer arrays as long as all layers", arrays="whole", families=STEP),
         Variant("short-arrays", "per-layer arrays as long as the decoder", arrays="short", families=STEP),
-        Variant("no-mtp", "no MTP declared, none there", branch="absent", declares=False),
+        Variant(
+            "no-mtp",
+            "no MTP declared, none there",
+            branch="absent",
+            declares=False,
+            families=tuple(name for name, family in FAMILIES.items() if not family.alone),
+        ),
     )
 }
 

@@ -107,6 +107,7 @@ DRAFTERS = (
         listed=("lm_head",),  # tied to the embedding, so that no tensor has its name
         declares=False,
         published="plain",
+        alone=True,
         asked=">=0.21",  # before, no release has its class
     ),
 )

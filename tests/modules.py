@@ -165,7 +165,8 @@ class Family:
     asks with in their place, `{N}` for the number of decoder layers, `{2N}` for twice as many; `inside` are parts of
     names, likewise; `listed` are names that exporters list though no tensor has them; `declares` is whether the
     configuration names the MTP layers. `published` is how the public list names the branch: as ModelOpt summarises it,
-    by a glob, not at all, or plain where nothing is quantized. `asked` are the releases whose loader, without a GPU, is the one that users get.
+    by a glob, not at all, or plain where nothing is quantized. `asked` are the releases whose loader, without a GPU,
+    is the one that users get. `alone`: the checkpoint holds a draft and nothing else.
     """
 
     name: str
@@ -184,6 +185,7 @@ class Family:
     declares: bool = True
     published: Literal["summary", "glob", "target", "plain"] = "summary"
     asked: str = ""
+    alone: bool = False
 
 
 def mtp_glob(config: Config) -> list[str]:

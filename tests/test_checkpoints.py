@@ -93,7 +93,7 @@ def test_variant_differs_from_its_neighbours_as_its_name_says(family: str, varia
             assert not branch
         case "branch-nvfp4" | "all-nvfp4" | "packed-glue" | "listed-packed":
             assert packed
-            entrance = r"\b(eh_proj|[eh]_proj|input_proj|mtp_linear_proj|mtp\.fc(_hidden)?)\b"
+            entrance = r"\b(eh_proj|[eh]_proj|input_proj|mtp_linear_proj|pre_projection|mtp\.fc(_hidden)?)\b"
             glue = any(re.search(entrance, tensor.name) for tensor in packed)
             assert glue == (variant in {"all-nvfp4", "packed-glue"})
         case "branch-fp8":
@@ -103,6 +103,11 @@ def test_variant_differs_from_its_neighbours_as_its_name_says(family: str, varia
     numbers = planned.config | planned.config.get("text_config", {})
     declared = any(place.get(key) for key in DECLARING for place in (numbers, planned.config.get("mtp_config", {})))
     assert bool(declared) == (variant != "no-mtp" and FAMILIES[family].declares)
+    if variant == "published" and FAMILIES[family].published == "plain":
+        assert "quantization_config" not in planned.config
+        assert planned.hf_quant_config is None
+        assert {tensor.dtype for tensor in planned.tensors} <= {"BF16", "I64"}
+        return
     assert ("quantization_config" in planned.config) == (variant != "hf-quant-only")
     assert (planned.hf_quant_config is None) == (variant in {"config-only", "compressed-tensors"})
     assert any(tensor.name.endswith(("input_scale", "input_global_scale")) for tensor in planned.tensors) == (

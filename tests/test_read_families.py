@@ -39,11 +39,11 @@ def write(folder: Path, config: dict[str, Any], tensors: list[Tensor], excludes:
 
 
 def draft_of(folder: Path, release: str) -> ModelPrediction:
-    """Return what one release does with the draft; the main model of these is never predicted."""
+    """Return what one release does with a draft whose main model is another checkpoint."""
     (row,) = scan(folder, engines=[f"vllm=={release}"]).engines
-    assert row.prediction.confidence is Confidence.DERIVED
-    assert row.prediction.target.verdict is Verdict.UNKNOWN
-    assert row.prediction.target.reason.endswith("is not predicted")
+    assert row.prediction.confidence is Confidence.VERIFIED
+    assert row.prediction.target.verdict is Verdict.ABSENT
+    assert row.prediction.target.reason == "the main model is a checkpoint of its own"
     return row.prediction.draft
 
 
@@ -83,8 +83,8 @@ GEMMA_TENSORS = {
     [
         (None, "0.32.0", Verdict.LOADS),
         (["model.layers.0*", "pre_projection", "post_projection"], "0.24.0", Verdict.LOADS),  # nobody asks the list
-        (["model.layers.0*", "pre_projection", "post_projection"], "0.32.0", Verdict.FAILS),
-        (["draft_model*"], "0.32.0", Verdict.LOADS),
+        (["model.layers.0*", "pre_projection", "post_projection", "lm_head"], "0.32.0", Verdict.FAILS),
+        (["draft_model*", "lm_head"], "0.32.0", Verdict.LOADS),
         (["*"], "0.32.0", Verdict.LOADS),
     ],
 )
@@ -101,6 +101,13 @@ def test_lists_reach_an_assistant_under_the_name_of_the_draft(
         if verdict is Verdict.FAILS
         else set()
     )
+
+
+@pytest.mark.parametrize(("release", "verdict"), [("0.29.0", Verdict.SILENT), ("0.30.0", Verdict.FAILS)])
+def test_a_head_that_is_tied_to_the_embedding_has_to_be_listed(tmp_path: Path, release: str, verdict: Verdict) -> None:
+    found = draft_of(write(tmp_path / "assistant", GEMMA, plain(GEMMA_TENSORS), ["draft_model*"]), release)
+    assert found.verdict is verdict
+    assert {prefix for prefix, form in built(found).items() if form is Format.NVFP4} == {"lm_head"}
 
 
 # ------------------------------------------------------------------------------------------ Qwen3.8-Flash-Next

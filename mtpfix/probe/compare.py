@@ -64,7 +64,7 @@ EXPERTS = ".routed_experts"
 
 def _formats(predicted: ModelPrediction, observed: Observation, *, by_path: bool) -> Iterator[str]:
     built = {module.prefix: module.format for module in observed.modules}
-    # torch's own linear layers, embeddings, and layers that are given no lists may ask none: their observed name is a parameter path
+    # torch's own linear layers, embeddings, and layers without lists may ask none: they are observed under their path
     unasked = {_leaf(module.prefix) for module in observed.modules if module.layer == "Linear"}
     embeddings = {_last(module.prefix) for module in observed.modules if module.layer == "VocabParallelEmbedding"}
     unasked |= {_leaf(name.removesuffix(EXPERTS)) for name in built if name.endswith(EXPERTS)}
@@ -72,8 +72,10 @@ def _formats(predicted: ModelPrediction, observed: Observation, *, by_path: bool
     for prefix in sorted(built.keys() | expected.keys()):
         ours = _shade(expected.get(prefix, "bf16"))  # what no knowledge names is never quantized
         theirs = _shade(built[prefix]) if prefix in built else "absent"
-        if ours == "plain" and theirs == "absent" and (
-            by_path or _leaf(prefix) in unasked or _last(prefix) in embeddings
+        if (
+            ours == "plain"
+            and theirs == "absent"
+            and (by_path or _leaf(prefix) in unasked or _last(prefix) in embeddings)
         ):
             continue
         if ours != theirs:

@@ -627,7 +627,36 @@ no-mtp              -
 """
 """The same for Ling 2, whose MTP layer SGLang takes for 16-bit whatever is stored."""
 
-CELLS = cells(MATRIX, RENAMED, FURTHER, RECENT, NEWER, NEWEST_FAMILIES, FROM_ELSEWHERE)
+ALONE = """
+                    gemma4_assistant
+published           -
+excluded-glob       202
+excluded-exact      -
+excluded-engine     201
+nothing-excluded    201
+branch-nvfp4        -
+all-nvfp4           -
+missing             .
+config-only         202
+hf-quant-only       202
+mixed               203
+compressed-tensors  201
+packed-glue         202+207
+listed-packed       -
+branch-fp8          205
+o-proj-unlisted     201
+packed-head         202
+conflict            201+401
+no-input-scale      202+301
+weights-only        202
+fused-experts       .
+layer-arrays        .
+short-arrays        .
+no-mtp              .
+"""
+"""The same for a draft that is a checkpoint of its own: vLLM asks for names that begin with `draft_model`."""
+
+CELLS = cells(MATRIX, RENAMED, FURTHER, RECENT, NEWER, NEWEST_FAMILIES, FROM_ELSEWHERE, ALONE)
 SGLANG_CELLS = cells(IN_SGLANG, OLDER_IN_SGLANG)
 
 
@@ -657,7 +686,7 @@ def test_the_newest_release_has_exactly_these_faults(family: str, variant: str, 
 # ------------------------------------------------------------------------------------------ silence, and the files
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIANTS["no-mtp"].families)
 def test_a_model_without_mtp_has_no_findings_in_any_release(family: str, fixtures: Fixtures) -> None:
     report = scan(fixtures(family, "no-mtp"))
     drafts = {row.prediction.draft.verdict for row in report.engines}

@@ -273,9 +273,9 @@ def build_what_a_gpu_builds() -> None:
         package = f"vllm.models.{parts.name}"
         chosen = importlib.import_module(package)
         if not (parts / "cpu").is_dir():
-            for name, module, kind in imported_for_a_gpu(parts / "__init__.py"):
+            for name, place, theirs in imported_for_a_gpu(parts / "__init__.py"):
                 if not getattr(getattr(chosen, name, None), "__module__", "").startswith(f"{package}.nvidia"):
-                    found = getattr(try_import(f"{package}.{module}"), kind, None)
+                    found = getattr(try_import(f"{package}.{place}"), theirs, None)
                     swap(chosen if found else None, name, found, "the class for CUDA is built, not the generic one")
             continue
         for name in getattr(chosen, "__all__", ()):
