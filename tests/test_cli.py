@@ -158,12 +158,13 @@ def test_rules_can_be_chosen_by_code_beginning_and_name(folders: Path) -> None:
         assert done.code == 0
 
 
-def test_130_where_it_was_interrupted() -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_130_where_it_was_interrupted(ending: signal.Signals) -> None:
     wait = "import mtpfix.api, time\nmtpfix.api.scan = lambda *a, **k: (print('ready', flush=True), time.sleep(60))\n"
     process = start("scan", "folder", code=wait)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(ending)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert out == b""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,28 @@ def test_the_probe_shows_its_neighbours_to_nobody(tmp_path: Path) -> None:
     subprocess.run(command, check=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, timeout=60)
     assert "ImportError: []" in out.read_text() or "mtpfix" in out.read_text()  # mtpfix where it is installed there
     assert "watch" not in out.read_text()
+
+
+STARTER = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, *sys.argv[1:]])
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_an_engine_does_not_outlive_the_process_that_asked_it(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    (tmp_path / "vllm.py").write_text(f"file = open({str(fifo)!r}, 'w')\nimport time\ntime.sleep(60)")
+    probe = [str(INSIDE / "start.py"), "vllm_load", "--out", str(tmp_path / "out"), "nowhere"]
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, *probe], env={"PYTHONPATH": str(tmp_path)})
+    with fifo.open() as alive:  # the engine is being imported, and holds the other end as long as it lives
+        starter.kill()
+        starter.wait()
+        begun = time.monotonic()
+        assert alive.read() == ""
+    assert time.monotonic() - begun < 30
 
 
 ABSENT = """

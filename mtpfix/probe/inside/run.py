@@ -15,7 +15,7 @@ import traceback
 from typing import Any
 
 from .patches import PATCHES
-from .surroundings import refuse_network, set_environment
+from .surroundings import end_with_parent, refuse_network, set_environment
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -49,6 +49,7 @@ def run(name: str, arguments: list[str]) -> None:
         help="a checkpoint, =, and how many MTP layers its configuration counts",
     )
     options = parser.parse_args(arguments)
+    end_with_parent()
     options.layers = {place: int(count) for place, _, count in (one.rpartition("=") for one in options.layers)}
     options.main = {place: main for place, _, main in (one.partition("=") for one in options.main)}
     if options.source:
@@ -94,6 +95,7 @@ def in_child(engine: Any, checkpoint: str, options: Any) -> dict[str, Any]:
         path = os.path.join(folder, "answer.json")
         child = os.fork()
         if child == 0:
+            end_with_parent()
             if options.limit:
                 signal.alarm(options.limit)
             with open(path, "w", encoding="utf-8") as file:

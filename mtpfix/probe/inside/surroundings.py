@@ -1,9 +1,11 @@
-"""The process that a probe runs in: no GPU, no network, no plugin, one thread, and one answer for each checkpoint."""
+"""The process that a probe runs in: no GPU, no network, no plugin, one thread, and no life longer than its parent's."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 from typing import Any
 
 ENVIRONMENT = {
@@ -15,6 +17,22 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_OFFLINE": "1",
 }
+
+
+SET_PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
+
+
+def end_with_parent() -> None:
+    """Let the system end this process when the one that started it ends, however that happens; on Linux alone."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def set_environment(more: dict[str, str]) -> None:
