@@ -53,3 +53,17 @@ def test_the_newest_release_loads_what_was_repaired(engine: str, mtp: Branch, tm
     assert [(one.family, one.variant) for one in cells] == wanted
     assert {one.outcome for one in cells} <= {"repaired", "as it was"}
     assert sum(one.outcome == "repaired" for one in cells) >= len(wanted) // 2
+
+
+def test_one_repair_serves_the_newest_release_of_each_engine(tmp_path: Path) -> None:
+    newest = [f"{engine}-{load(engine).verified[-1]}" for engine in ("vllm", "sglang")]
+    for release in newest:
+        engine, _, version = release.partition("-")
+        ready = environment.sglang_interpreter(version) if engine == "sglang" else environment.interpreter(version)
+        if ready is None:
+            pytest.skip(f"no environment for {release}: set {environment.VARIABLE}")
+    wanted = [("qwen3_5", "branch-nvfp4"), ("glm4_moe", "compressed-tensors"), ("nemotron_h", "packed-glue")]
+    cells = list(repaired(newest, wanted, tmp_path / "models", tmp_path / "out"))
+    assert [(one.family, one.variant, one.outcome, one.wrong) for one in cells] == [
+        (*case, "repaired", ()) for case in wanted
+    ]
