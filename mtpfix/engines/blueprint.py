@@ -71,7 +71,7 @@ class Planned:
     index: int | None
     root: str
     unknown: Table | None
-    partial_scalars: bool
+    partial_scalars: Table | None
     unfused: bool
     dequantizes: tuple[str, ...] = ()
     scalars_joined: Table | None = None
@@ -206,7 +206,7 @@ def _modules(
                 index=index,
                 root=param,
                 unknown=pick(entry.get("unknown"), version),
-                partial_scalars=bool(pick(entry.get("partial_scalars"), version)),
+                partial_scalars=_partial(pick(entry.get("partial_scalars"), version)),
                 unfused=bool(pick(entry.get("unfused"), version)),
                 dequantizes=tuple(entry.get("dequantizes", ())),
                 scalars_joined=pick(entry.get("scalars_joined"), version),
@@ -226,6 +226,11 @@ def _modules(
                 if_plain=_asked(pick(entry.get("if_plain"), version), prefix),
                 unless_plain=_asked(pick(entry.get("unless_plain"), version), prefix),
             )
+
+
+def _partial(fact: object) -> Table | None:
+    """Return which builds keep scales of one number unwritten: what is said of all is said of no format."""
+    return fact if isinstance(fact, dict) else {} if fact else None
 
 
 def _asked(fact: Table | None, prefix: str) -> Asked | None:

@@ -530,7 +530,9 @@ def _unwritten(
                 yield _silent("scale-missing", place.module, f"{place.module}.{holes[0]}", module, order)
     yield from _without_experts(module, present)
     if (
-        planned.partial_scalars
+        planned.partial_scalars is not None
+        and module.built in planned.partial_scalars.get("formats", (module.built,))
+        and module.dialect in planned.partial_scalars.get("dialects", (module.dialect,))
         and present
         and any(parameter.shape == "1" and parameter.needed for parameter in table.values())
     ):

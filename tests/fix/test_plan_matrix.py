@@ -125,6 +125,14 @@ def test_an_allow_list_names_what_harms_no_other_module_of_that_name(root: Path)
     assert {name.rpartition(".mlp.")[0] or name.rpartition(".self_attn.")[0] for name in restored} == {"model.layers.0"}
 
 
+def test_a_weight_only_layer_that_is_one_tensor_on_disk_is_unpacked_for_sglang(root: Path) -> None:
+    plan, _ = planned(root, "glm_ocr", "weights-only", SGLANG)  # its one scale would fill the first of two places
+    restored = {one.module for one in plan.operations if isinstance(one, Dequantize)}
+    assert restored == {f"model.language_model.layers.{layer}.mlp.gate_up_proj" for layer in (0, 1)}
+    kept, _ = planned(root, "glm_ocr", "excluded-glob", SGLANG)
+    assert not any(isinstance(one, Dequantize) for one in kept.operations)
+
+
 @pytest.mark.parametrize(
     ("family", "variant", "plain"),
     [
