@@ -141,13 +141,22 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One tensor of a module: `order` is (shard, full name of the first tensor), for an engine's loading order."""
+    """One tensor of a module: `order` is (shard, full name of the first tensor), for an engine's loading order.
+
+    `others` are those that other experts of the same entry have in its place, of another dtype or shape.
+    """
 
     suffix: str
     dtype: str
     shape: tuple[int, ...]
     order: tuple[str, str]
     experts: frozenset[int] | None = None
+    others: tuple[Part, ...] = ()
+
+    @property
+    def everyone(self) -> frozenset[int] | None:
+        """Return the experts that have it in any way."""
+        return self.experts.union(*(other.experts or () for other in self.others)) if self.experts else self.experts
 
 
 @dataclass(frozen=True, slots=True)

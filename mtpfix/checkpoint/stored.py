@@ -266,6 +266,7 @@ def _experts_entry(
             continue
         choice = max(choices, key=lambda each: sum(len(inside) for _, inside in choices[each]))
         having = numbers.union(tuple(inside for _, inside in choices[choice]))
+        unlike: tuple[Part, ...] = ()
         if len(choices) > 1:
             others = {
                 each: numbers.union(tuple(inside for _, inside in found))
@@ -276,13 +277,16 @@ def _experts_entry(
             more = f" and {len(shown) - 4} other ways" if len(shown) > 4 else ""
             odd.append(f"{_called(suffix)} is {choice[0]} {_shown(choice[1])}, but {', '.join(shown[:4])}{more}")
             lacking = kind - having.union(*others.values())
+            unlike = tuple(
+                Part(suffix, *each, _first(choices[each], numbers), inside) for each, inside in others.items()
+            )
         else:
             lacking = kind - having if len(having) < len(kind) else frozenset()
         if lacking:
             odd.append(f"{_called(suffix)} is not there for {_experts(lacking)}")
         signature.append((suffix, *choice))
         experts = kind if having is kind or having == kind else having
-        made[suffix] = Part(suffix, *choice, _first(choices[choice], numbers), experts)
+        made[suffix] = Part(suffix, *choice, _first(choices[choice], numbers), experts, unlike)
     reading = _read(tuple(signature))
     odd[:0] = reading.odd
     return Stored(module, reading.format, reading.dialect, reading.shape, made, kind, reading.missing, tuple(odd), size)

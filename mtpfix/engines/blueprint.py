@@ -52,6 +52,7 @@ class Planned:
     `refused` is what its constructor raises where the lists leave it quantized. `shares_weight`: of the target's module
     only the weight is put there; `shares_packed`: and that module is built quantized whenever this one is. `experts`:
     how many a mixture has, 0 where that is unknown.
+    `copied`: what copies its tensors, where that is not the loader of its layer class.
     `if_plain`: it is there only where these names would be built plain; `unless_plain`: only where not all would.
     """
 
@@ -92,6 +93,7 @@ class Planned:
     refused: Table = field(default_factory=dict)
     if_plain: Asked | None = None
     unless_plain: Asked | None = None
+    copied: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,9 @@ def _modules(
             if not covers(entry.get("versions", "*"), version) or not holds(entry.get("when"), numbers, index):
                 continue
             places = _places(entry, root, names)
-            required = bool(entry.get("required")) or "when" in entry
+            block = entry.get("completes")
+            required = bool(entry.get("required")) or ("when" in entry and block is None)
+            required = required or any(names.holds(_at(root, name)) for name in block or ())
             if not required and not any(place.module in names.stored for place in places):
                 continue
             name = entry["name"]
@@ -225,6 +229,7 @@ def _modules(
                 refused=pick(entry.get("refused"), version) or {},
                 if_plain=_asked(pick(entry.get("if_plain"), version), prefix),
                 unless_plain=_asked(pick(entry.get("unless_plain"), version), prefix),
+                copied=str(pick(entry.get("copied"), version) or ""),
             )
 
 

@@ -22,11 +22,12 @@ SOURCE = re.compile(r"[\w./-]+\.py:\d+@\d+\.\d+(\.\w+)*")
 FAMILY_KEYS = {
     "name", "title", "architectures", "verified", "gptq", "served", "text", "numbers", "disk", "mappers", "modules",
     "beside",
+    "shapes",
 }  # fmt: skip
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "cache_scales", "deferred", "splits",
-    "unpredicted", "undescribed", "unpredicted_when", "g_idx",
+    "unpredicted", "undescribed", "unpredicted_when", "g_idx", "levels",
     "source",
 }  # fmt: skip
 GROUP_KEYS = {
@@ -38,6 +39,7 @@ MODULE_KEYS = {
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
     "scalars_joined", "joined", "last", "first", "plain_if_listed",
     "plain_when", "whole", "no_slot", "reads_weight", "split", "groups", "refused", "if_plain", "unless_plain",
+    "completes", "copied",
     *SLOTS,
 }  # fmt: skip
 LAYERS = {
@@ -96,10 +98,27 @@ def check_family(family: Family, known: Sequence[Engine]) -> Iterator[str]:
             yield from _unknown_keys(entry, MODULE_KEYS, name)
             if entry.get("layer") not in LAYERS:
                 yield f"{name}: {entry.get('layer')!r} is no layer class"
+    yield from _check_shapes(family, known, where)
     for engine in known:
         for block in family.table.get(engine.name, ()):
             yield from _check_block(family, block, engine, f"{where}: {engine.name} {block.get('role')}")
         yield from _check_blocks_apart(family, engine, where)
+
+
+FORMULA = re.compile(r"[\w.]+(?: [*+] [\w.]+)*(?:, [\w.]+(?: [*+] [\w.]+)*)*")
+
+
+def _check_shapes(family: Family, known: Sequence[Engine], where: str) -> Iterator[str]:
+    """Yield what is wrong in the shapes that a family's tensors have."""
+    releases = {release for engine in known for release in engine.releases}
+    for name, fact in family.table.get("shapes", {}).items():
+        for row in fact if isinstance(fact, list) else [fact]:
+            yield from _unknown_keys(row, {"is", "when", "source"}, f"{where}: shapes {name}")
+            if not FORMULA.fullmatch(row["is"]):
+                yield f"{where}: shapes {name}: {row['is']!r} is no list of sums of products"
+            source = row.get("source", "")
+            if not SOURCE.fullmatch(source) or source.rpartition("@")[2] not in releases:
+                yield f"{where}: shapes {name}: {source!r} is no path:line@version of a known release"
 
 
 def _check_verified(family: Family, known: Sequence[Engine], where: str) -> Iterator[str]:
@@ -130,12 +149,16 @@ def _check_block(family: Family, block: Table, engine: Engine, where: str) -> It
         if one not in family.architectures
     )
     for path, fact in walk_ranged(
-        {key: value for key, value in block.items() if key not in ("group", "arrays", "splits", "unpredicted_when")}
+        {
+            key: value
+            for key, value in block.items()
+            if key not in ("group", "arrays", "levels", "splits", "unpredicted_when")
+        }
     ):
         gaps = path.partition(".")[0].partition("[")[0] in MAY_HAVE_GAPS
         yield from check_cover(fact, releases, f"{where}: {path}", gaps=gaps)
         yield from _sources(fact, engine, f"{where}: {path}")
-    for key in ("splits", "unpredicted_when"):
+    for key in ("levels", "splits", "unpredicted_when"):
         yield from _sources(block.get(key, ()), engine, f"{where}: {key}")
     for mapper in _mapper_names(block.get("mappers", ())):
         if mapper not in family.table.get("mappers", {}):

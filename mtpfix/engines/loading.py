@@ -16,6 +16,7 @@ from mtpfix.checkpoint.stored import variants
 from mtpfix.engines.blueprint import Place, Planned
 from mtpfix.engines.mapping import NameMapper
 from mtpfix.engines.parameters import PLAIN_DTYPES, Parameter, parameters_of, shape_of
+from mtpfix.engines.shapes import NOTHING, Shape, Shapes
 from mtpfix.facts import Table
 from mtpfix.model import EXPERT, Dialect, Event, Format, Outcome, Part, Stored
 
@@ -58,6 +59,8 @@ TORCH_DTYPES: Mapping[str, str] = {
     "F8_E8M0": "torch.float8_e8m0fnu",
 }
 """How torch prints the types of safetensors."""
+UNLIKE_PLAIN = frozenset({"U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"})
+"""Types that a parameter which is never quantized does not have: their numbers are misread."""
 CONCATENATED: Mapping[str, str] = {
     "BF16": "BFloat16",
     "F16": "Half",
@@ -78,6 +81,8 @@ class Loader:
     `unread`: parameters that weight-only layers have and never read. `dropped`: suffixes of tensors that the engine
     passes over, whatever is built; `unplaced`: those that no layer has a parameter for. `deferred`: tensors are copied
     by other threads, and what fails there is raised after all were handed out, or, where it is `lost`, by nobody.
+    `levels` are the classes that a name passes through first; `shapes` are those that the configuration gives the
+    tensors.
     """
 
     model_class: str
@@ -98,6 +103,8 @@ class Loader:
     unplaced: tuple[str, ...] = ()
     deferred: bool = False
     lost: bool = False
+    levels: Sequence[Table] = ()
+    shapes: Shapes = field(default_factory=Shapes)
     uneventful: set[object] = field(default_factory=set)
 
     def looks_at(self, name: str) -> bool:
@@ -141,7 +148,7 @@ def load_module(module: Module, stored: Mapping[str, Stored], loader: Loader) ->
     planned = module.planned
     seen = ((place, _seen(item, loader)) for place in planned.places for item in variants(stored, place.module))
     present = [(place, item) for place, item in seen if item.parts]
-    alike = _likeness(module, present)
+    alike = _likeness(module, present, loader)
     if alike in loader.uneventful:
         return
     events = list(_load(module, present, stored, loader))
@@ -150,23 +157,25 @@ def load_module(module: Module, stored: Mapping[str, Stored], loader: Loader) ->
     yield from events
 
 
-def _likeness(module: Module, present: Sequence[tuple[Place, Stored]]) -> object:
+def _likeness(module: Module, present: Sequence[tuple[Place, Stored]], loader: Loader) -> object:
     """Return what loading a module depends on but its names: layers of one kind are loaded alike."""
     planned = module.planned
     return (
         planned.name,
         planned.layer,
+        planned.copied,
         len(planned.places),
         planned.absent,
         module.built,
         module.dialect,
         tuple((place.slot, item.format, item.dialect, item.shape, _whole(item)) for place, item in present),
+        tuple(tuple(loader.shapes.of(place.module).items()) for place in planned.places),
     )
 
 
 def _whole(item: Stored) -> tuple[object, ...]:
     return tuple(
-        (suffix, part.dtype, part.shape, part.experts is item.experts or part.experts == item.experts)
+        (suffix, part.dtype, part.shape, part.others, part.experts is item.experts or part.experts == item.experts)
         for suffix, part in item.parts.items()
     )
 
@@ -180,6 +189,7 @@ def _load(
     if planned.scalars_joined is not None:
         yield from _unjoinable(module, planned.scalars_joined, present, table)
     joins = planned.joined or planned.scalars_joined is not None
+    expected = _expected(planned, loader, joins=joins)
     for place, item in _join(present, len(planned.places)) if joins else present:
         turned = module.built.plain and place.part in planned.dequantizes and item.format in EIGHT_BIT
         if turned:
@@ -190,19 +200,22 @@ def _load(
                 continue
             if suffix in CACHE_SCALES:
                 if loader.cache_scales["does"] == "refuse":
-                    yield from _unknown(module, place, suffix, part, "same", loader)
+                    yield from unknown_part(module, place, suffix, part, "same", loader)
                 elif loader.cache_scales["does"] != "skip":
                     found = Unnamed("unknown-tensor", place.module, part.order[1], part.order[0], module.because)
                     yield refuse(loader.cache_scales, {"name": part.order[1]}, loader, found)
                 continue
             if planned.layer == "norm":
                 written[suffix] = written.get(suffix, 0) + 1
+                shape = expected.get(place.module, NOTHING).get(suffix)
+                whole = Parameter(PLAIN_DTYPES if part.dtype in UNLIKE_PLAIN else (part.dtype,), "")
+                yield from _compare(module, place, suffix, part, part.shape if shape is None else shape, whole, loader)
                 continue
             parameter = table.get(suffix) or (table.get("weight") if suffix == "" else None)
             if suffix in loader.unplaced or (planned.suffixes and suffix not in planned.suffixes):
                 parameter = None
             if parameter is None:
-                yield from _unknown(module, place, suffix, part, kind, loader)
+                yield from unknown_part(module, place, suffix, part, kind, loader)
                 continue
             if parameter.shape == "1" and place.part in planned.no_slot.get("parts", ()):
                 cause: Kind = "scale-shape" if kind == "same" else kind
@@ -210,8 +223,10 @@ def _load(
                 yield refuse(planned.no_slot, {"name": part.order[1]}, loader, found)
                 continue
             written[suffix or "weight"] = written.get(suffix or "weight", 0) + 1
-            yield from _copy(module, place, item, suffix, part, parameter, kind, loader)
-    yield from _unwritten(module, present, stored, table, written, loader)
+            shape = _unquantized(item, expected.get(place.module, NOTHING))
+            for one in (part, *part.others):
+                yield from _copy(module, place, suffix, one, parameter, kind, shape, loader)
+    yield from _unwritten(module, present, stored, table, written, expected, loader)
 
 
 def _join(present: Sequence[tuple[Place, Stored]], count: int) -> Iterator[tuple[Place, Stored]]:
@@ -295,7 +310,8 @@ def _seen(item: Stored, loader: Loader) -> Stored:
     return item if len(parts) == len(item.parts) else replace(item, parts=parts)
 
 
-def _unknown(module: Module, place: Place, suffix: str, part: Part, kind: Kind, loader: Loader) -> Iterator[Event]:
+def unknown_part(module: Module, place: Place, suffix: str, part: Part, kind: Kind, loader: Loader) -> Iterator[Event]:
+    """Yield what is done with a tensor of a module that has no parameter for it."""
     planned = module.planned
     fact = planned.unknown or (loader.unknown_experts if planned.layer == "experts" else loader.unknown)
     tensor = part.order[1]
@@ -377,28 +393,61 @@ def _joined(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
+def _expected(planned: Planned, loader: Loader, *, joins: bool) -> Mapping[str, Mapping[str, Shape]]:
+    """Return the shapes that the configuration gives each place, by suffix; of joined parts, of their whole."""
+    found = {place.module: loader.shapes.of(place.module) for place in planned.places}
+    if not joins or not found:
+        return found
+    weights = [shapes.get("weight") for shapes in found.values()]
+    known = [shape for shape in weights if shape]
+    whole = {"weight": (sum(shape[0] for shape in known), *known[0][1:])} if known and len(known) == len(found) else {}
+    return dict.fromkeys(found, whole)
+
+
+def _unquantized(item: Stored, expected: Mapping[str, Shape]) -> Shape:
+    """Return the shape of a module's weight before it was quantized: by the configuration, else by what is stored."""
+    known = expected.get("weight") or expected.get("")
+    if known is None:
+        return item.shape
+    return known if len(known) >= 2 or len(item.shape) < 2 else item.shape
+
+
 def _copy(
     module: Module,
     place: Place,
-    item: Stored,
     suffix: str,
     part: Part,
     parameter: Parameter,
     kind: Kind,
+    shape: Shape,
     loader: Loader,
 ) -> Iterator[Event]:
     planned = module.planned
-    rows, columns = item.shape[-2:] if len(item.shape) >= 2 else (item.shape[0] if item.shape else 1, 1)
+    rows, columns = shape[-2:] if len(shape) >= 2 else (shape[0] if shape else 1, 1)
     expected = shape_of(parameter, rows, columns)
-    layer = planned.layer
     if planned.whole:
-        layer = "linear"
         expected = (planned.whole,) if expected == () else expected
-    actual = part.shape[1:] if len(item.shape) > 2 and part.shape else part.shape
-    relation = _relation(expected, actual, part.dtype, parameter)
-    if relation == "same":
+    actual = replace(part, shape=part.shape[1:]) if len(shape) > 2 and part.shape else part
+    yield from _compare(module, place, suffix, actual, expected, parameter, loader, kind)
+
+
+def _compare(
+    module: Module,
+    place: Place,
+    suffix: str,
+    part: Part,
+    expected: Shape | None,
+    parameter: Parameter,
+    loader: Loader,
+    kind: Kind = "same",
+) -> Iterator[Event]:
+    """Yield what is done with a tensor that is not as the parameter that it is copied into."""
+    planned, actual = module.planned, part.shape
+    relations = _relations(expected, actual, part.dtype, parameter)
+    if not relations:
         return
-    row = _mismatch(layer, module.built, place.slot, relation, loader)
+    layer = planned.copied or ("linear" if planned.whole else planned.layer)
+    row = _mismatch(layer, module.built, place.slot, relations, loader)
     if row is None or row["does"] == "ok":
         return
     expected, actual = _of_first(expected or (), planned), _of_first(actual, planned)
@@ -409,6 +458,8 @@ def _copy(
         "stored_first": (actual or (1,))[0],
         "built_last": (expected or (1,))[-1],
         "stored_last": (actual or (1,))[-1],
+        "built_second": (*expected, 1, 1)[1],
+        "stored_second": (*actual, 1, 1)[1],
         "name": parameter_name(planned, place, suffix, loader),
         "stored_dtype": TORCH_DTYPES.get(part.dtype, part.dtype),
         "built_dtype": TORCH_DTYPES.get(parameter.dtypes[0], parameter.dtypes[0]),
@@ -433,19 +484,34 @@ def _of_first(shape: tuple[int, ...], planned: Planned) -> tuple[int, ...]:
     return (shape[0] * share // whole, *shape[1:]) if len(shape) > 1 else shape
 
 
-def _relation(expected: tuple[int, ...] | None, actual: tuple[int, ...], dtype: str, parameter: Parameter) -> str:
+def _relations(expected: Shape | None, actual: Shape, dtype: str, parameter: Parameter) -> tuple[str, ...]:
+    """Return how a stored tensor differs from the parameter, the most telling word first; nothing where it fits."""
     if expected is None:
-        return "same"
-    if _elements(expected) == _elements(actual) == 1 or (expected and _squeeze(expected) == _squeeze(actual)):
-        compatible = dtype in parameter.dtypes or (dtype in PLAIN_DTYPES and parameter.dtypes[0] in PLAIN_DTYPES)
-        return "same" if compatible else "dtype"
+        return ()
+    fits = dtype in parameter.dtypes or (dtype in PLAIN_DTYPES and parameter.dtypes[0] in PLAIN_DTYPES)
+    misread = () if fits else ("dtype",)
+    if _elements(expected) == _elements(actual) == 1:
+        return ("nested", *misread) if len(actual) > max(1, len(expected)) else misread
+    if expected == actual or (parameter.blocked and _squeeze(expected) == _squeeze(actual)):
+        return misread
     if len(expected) > 1 and len(actual) < 2 and _elements(actual) == 1:
-        return "single" if actual else "scalar"
-    if len(expected) == len(actual) and expected[:-1] == actual[:-1]:
-        return "wider" if actual[-1] > expected[-1] else "narrower"
+        return ("single" if actual else "scalar", "shape")
+    if len(expected) == len(actual) > 1 and expected[:-1] == actual[:-1]:
+        return ("wider" if actual[-1] > expected[-1] else "narrower",)
     if len(expected) == len(actual) and expected[1:] == actual[1:]:
-        return "taller" if actual[0] > expected[0] else "shorter"
-    return "shape"
+        return ("taller" if actual[0] > expected[0] else "shorter",)
+    if not expected or not actual:
+        return ("shape",)
+    second = min(len(expected), len(actual)) > 1
+    return (
+        *(("lifted",) if actual == (1, *expected) else ()),
+        *(("flat",) if expected[0] == actual[0] and _squeeze(expected) == _squeeze(actual) else ()),
+        *(("more-columns",) if second and actual[1] > expected[1] else ()),
+        *(("more-rows",) if actual[0] > expected[0] else ()),
+        *(("few-columns",) if second and actual[1] < expected[1] else ()),
+        *(("few-rows",) if actual[0] < expected[0] else ()),
+        "shape",
+    )
 
 
 def _elements(shape: tuple[int, ...]) -> int:
@@ -459,13 +525,12 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def _mismatch(layer: str, built: Format, slot: str, relation: str, loader: Loader) -> Table | None:
+def _mismatch(layer: str, built: Format, slot: str, relations: Sequence[str], loader: Loader) -> Table | None:
     if layer == "experts":
         layer = "experts_w2" if slot == "w2" else "experts_w13"
     forms = {"plain"} if built.plain else {"nvfp4"} if built in NVFP4 else {"other"}
     if built is Format.NVFP4_A16:
         forms.add("nvfp4-a16")
-    relations = (relation, "shape") if relation in ("scalar", "single") else (relation,)
     return next(
         (
             row
@@ -495,6 +560,7 @@ def _unwritten(
     stored: Mapping[str, Stored],
     table: Mapping[str, Parameter],
     written: Mapping[str, int],
+    expected: Mapping[str, Mapping[str, Shape]],
     loader: Loader,
 ) -> Iterator[Event]:
     planned = module.planned
@@ -507,6 +573,11 @@ def _unwritten(
     if missing and not excused:
         for place in missing:
             yield _silent("weight-missing", place.module, place.module, module, order)
+    if not planned.shared:
+        for place, item in present:
+            for suffix in expected.get(place.module, NOTHING):
+                if suffix not in item.parts and (planned.layer == "norm" or suffix == "bias"):
+                    yield _silent("weight-missing", place.module, f"{place.module}.{suffix}", module, order)
     if planned.layer == "norm":
         return
     if planned.shares_weight and not module.built.plain:
@@ -524,7 +595,7 @@ def _unwritten(
             )
         elif kind == "same" and item.experts:
             holes = [
-                name for name, part in item.parts.items() if part.experts is not None and part.experts != item.experts
+                name for name, part in item.parts.items() if part.experts is not None and part.everyone != item.experts
             ]
             if holes:
                 yield _silent("scale-missing", place.module, f"{place.module}.{holes[0]}", module, order)
@@ -570,7 +641,7 @@ def _without_experts(module: Module, present: Sequence[tuple[Place, Stored]]) ->
     found: dict[str, frozenset[int]] = {}
     for place, item in present:
         if item.experts:
-            having = next((part.experts for suffix, part in item.parts.items() if _holds_numbers(suffix)), None)
+            having = next((part.everyone for suffix, part in item.parts.items() if _holds_numbers(suffix)), None)
             found[place.module] = found.get(place.module, frozenset()) | (having or frozenset())
     everyone = frozenset(range(module.planned.experts)) or frozenset[int]().union(*found.values())
     order = (AFTER, f"{module.position:08d}", "")

@@ -24,6 +24,11 @@ class Parameter:
     shape: str
     needed: bool = True
 
+    @property
+    def blocked(self) -> bool:
+        """Return whether it has a number for each block of rows and columns: loaders take any rank of those."""
+        return "/128" in self.shape
+
 
 PLAIN_DTYPES = ("BF16", "F16", "F32", "F64")
 _WEIGHT = Parameter(PLAIN_DTYPES, "n,k")

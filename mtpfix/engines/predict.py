@@ -32,11 +32,13 @@ from mtpfix.engines.loading import (
     is_excepted,
     load_module,
     refuse,
+    unknown_part,
 )
 from mtpfix.engines.mapping import from_toml
 from mtpfix.engines.parameters import parameters_of
 from mtpfix.engines.resolve import resolve
 from mtpfix.engines.resolved import Resolved
+from mtpfix.engines.shapes import Shapes, read_shapes
 from mtpfix.engines.split import split_module, split_numbers
 from mtpfix.facts import Table, covers, pick
 from mtpfix.families import Family, Numbers, branch_prefixes, fill, fill_mapper, match, read_numbers, served_as
@@ -124,6 +126,11 @@ class Subject:
     def numbers(self) -> Numbers | None:
         """Return the layer counts, where the family is known."""
         return read_numbers(self.family, self.checkpoint.config) if self.family else None
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Return the shapes that the configuration gives the tensors, where the family says."""
+        return read_shapes(self.family, self.numbers) if self.family and self.numbers else Shapes()
 
     @cached_property
     def mtp(self) -> MtpSummary:
@@ -322,7 +329,9 @@ def _packed(
     return {}
 
 
-def _loader(family: Family, block: Table, engine: Engine, version: str, numbers: Numbers, resolved: Resolved) -> Loader:
+def _loader(
+    family: Family, block: Table, engine: Engine, version: str, numbers: Numbers, resolved: Resolved, shapes: Shapes
+) -> Loader:
     unknown = pick(block.get("unknown", {"does": "skip"}), version)
     beside = tuple(engine.fact("gptq_dropped", version)[0] or ()) if resolved.method in GPTQ else ()
     refused = block.get("g_idx") == "refused"
@@ -347,6 +356,8 @@ def _loader(family: Family, block: Table, engine: Engine, version: str, numbers:
         layer_names=engine.fact("layer_names", version)[0] or {},
         deferred=bool(pick(block.get("deferred"), version)),
         lost=pick(block.get("deferred"), version) == "lost",
+        levels=[level for level in block.get("levels", ()) if covers(level.get("versions", "*"), version)],
+        shapes=shapes,
     )
 
 
@@ -376,7 +387,7 @@ def _simulate(
     family, numbers = subject.family, subject.numbers
     if family is None or numbers is None:
         return _unpredicted(role, "no family file knows this architecture")
-    loader = _loader(family, block, engine, version, numbers, resolved)
+    loader = _loader(family, block, engine, version, numbers, resolved, subject.shapes)
     blueprint = draw(family, block, numbers, subject.names, version)
     broken = _broken(block, version, resolved.method or "", numbers)
     events: list[Event] = [*broken, *_short_arrays(block, numbers, version)]
@@ -389,6 +400,7 @@ def _simulate(
             checks = [row for row in engine.table.get("split", ()) if covers(row["versions"], version)]
     built: list[Built] = []
     unsure: list[str] = []
+    modules: list[Module] = []
     for position, planned in enumerate(blueprint.modules):
         if not _is_there(planned, decider, resolved.method):
             continue
@@ -416,10 +428,11 @@ def _simulate(
         if planned.layer != "norm":
             built.append(Built(names, planned.prefix, planned.layer, decision.format, because, decision.entry))
         module = Module(planned, decision.format, decision.dialect, because, position)
+        modules.append(module)
         if checks:
             events += split_module(module, subject.loadable, checks, numbers, ranks)
         events += load_module(module, subject.loadable, loader)
-    events += _leftovers(subject, blueprint, loader)
+    events += _leftovers(subject, blueprint, modules, loader)
     events += _absent_shards(subject, engine, version, role)
     events += _absent_layers(blueprint, loader, numbers)
     events += _incomplete(events, loader, resolved.method or "", numbers)
@@ -511,8 +524,11 @@ def _length(length: str | int, numbers: Numbers) -> int:
     return length if isinstance(length, int) else numbers.layers + (numbers.mtp if length == "N+K" else 0)
 
 
-def _leftovers(subject: Subject, blueprint: Blueprint, loader: Loader) -> Iterator[Event]:
-    """Yield what the loader does with tensors of modules that it does not construct."""
+def _leftovers(subject: Subject, blueprint: Blueprint, modules: Sequence[Module], loader: Loader) -> Iterator[Event]:
+    """Yield what the loader does with tensors of modules that it does not construct.
+
+    A name below one that it does construct is a part of that, which it has no parameter for.
+    """
     paths = frozenset(
         path for planned in blueprint.modules for path in accumulate(planned.param.split("."), "{}.{}".format)
     )
@@ -521,16 +537,47 @@ def _leftovers(subject: Subject, blueprint: Blueprint, loader: Loader) -> Iterat
         if module in blueprint.claimed:
             continue
         for suffix, name in full_names(item):
+            if (stopped := _stopped(item, suffix, name, loader)) is not None:
+                yield stopped
+                break
             if not loader.looks_at(name):
                 continue
+            above, _, rest = module.rpartition(".")
+            if not suffix and above in blueprint.claimed:
+                yield from _part_of(modules, above, rest, item, loader)
+                break
             if is_excepted(name, loader.unknown) or suffix in CACHE_SCALES:
                 continue
-            path = loader.mappers[loader.unknown["renames"]].map(name) if "renames" in loader.unknown else name
+            mapper = loader.mappers.get(str(loader.unknown.get("unplaced") or loader.unknown.get("renames")))
+            path = mapper.map(name) if mapper is not None else name
             path = _cut(path or name, loader.unknown, paths) if loader.unknown.get("cut") else path or name
             words = {"name": path, "prefix": module, "tensor": name, "below": suffix}
             found = Unnamed("unknown-tensor", module, name, item.parts[suffix].order[0], ())
             yield refuse(loader.unknown, words, loader, found)
             break
+
+
+def _part_of(modules: Sequence[Module], name: str, suffix: str, item: Stored, loader: Loader) -> Iterator[Event]:
+    for module in modules:
+        for place in module.planned.places:
+            if place.module == name:
+                yield from unknown_part(module, place, suffix, item.parts[""], "same", loader)
+                return
+
+
+def _stopped(item: Stored, suffix: str, name: str, loader: Loader) -> Event | None:
+    """Return what is raised where a name ends at a class, around the one that loads it, which has nothing of it."""
+    path = name
+    for level in loader.levels:
+        mapper = loader.mappers.get(level.get("renames", ""))
+        path = (mapper.map(path) or path) if mapper is not None else path
+        if not path.startswith(level["below"]):
+            break
+        first = path.removeprefix(level["below"]).partition(".")[0]
+        if first not in level["has"]:
+            found = Unnamed("unknown-tensor", item.module, name, item.parts[suffix].order[0], ())
+            return refuse(level, {"name": first}, loader, found)
+    return None
 
 
 def _cut(name: str, fact: Table, paths: frozenset[str]) -> str:

@@ -217,6 +217,24 @@ def test_numbers_of_another_kind_are_called_misread() -> None:
     assert watch.misread == {"weight": "bfloat16 read as uint8"}
 
 
+@pytest.mark.parametrize(
+    ("parts", "misread"),
+    [([(0, 4)], {"weight": "only a part of the tensor read"}), ([(0, 4), (4, 8)], {}), ([(0, 8)], {})],
+)
+def test_a_tensor_of_which_only_a_part_is_copied_is_called_misread(
+    parts: list[tuple[int, int]], misread: dict[str, str]
+) -> None:
+    watch, model = Watch(Arena(None)), torch.nn.Module()
+    with watch_writes(watch):
+        model.weight = torch.nn.Parameter(torch.empty(8, 2))
+        watch.built(model)
+        for _, tensor in watch.tap([("weight", torch.ones(9, 2)[:8]), ("other", torch.ones(3))]):
+            if len(tensor) == 8:
+                for begin, end in parts:
+                    model.weight.data[begin:end].copy_(tensor[begin:end])
+    assert watch.misread == misread
+
+
 def test_small_results_of_large_tensors_are_computed() -> None:
     with watch_writes(Watch(Arena(1 << 10))):
         assert float(torch.zeros(1 << 12).max()) == 0.0

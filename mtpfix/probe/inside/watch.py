@@ -1,8 +1,8 @@
 """What one model does while it is built and loaded: its modules, its parameters, and every write into them.
 
 Silent damage is measured, not asked: every write into a parameter is seen, so a parameter that nobody wrote, wrote in
-part, or wrote with numbers of another kind (packed codes into 16-bit weights) is known by name. The same for every
-engine: knows torch alone.
+part, or wrote with numbers of another kind (packed codes into 16-bit weights) or with a part of a larger tensor, is
+known by name. The same for every engine: knows torch alone.
 """
 
 # Half of what it calls is known in the engine's interpreter alone.
@@ -83,6 +83,30 @@ def held(error: BaseException) -> str | None:
     return None
 
 
+class Given:
+    """A tensor that a model was passed, and which parts of it were copied into parameters."""
+
+    def __init__(self, weight: Any) -> None:
+        self.pointer = weight.untyped_storage().data_ptr()
+        self.width = weight.element_size()
+        self.begin = weight.storage_offset()
+        self.whole: Region = (0, tuple(weight.size()), tuple(weight.stride()))
+        self.regions: set[Region] = set()
+        self.names: set[str] = set()
+
+    def read(self, source: Any, name: str) -> None:
+        """Remember a part of it that was copied into a parameter; what was computed from it is another tensor."""
+        offset = source.storage_offset() - self.begin
+        if source.untyped_storage().data_ptr() != self.pointer or source.element_size() != self.width or offset < 0:
+            return
+        self.regions.add((offset, tuple(source.size()), tuple(source.stride())))
+        self.names.add(name)
+
+    def cut(self) -> set[str]:
+        """Return the parameters that were written, where the parts that were read do not make up the whole."""
+        return self.names if self.regions and not covers(self.whole, self.regions) else set()
+
+
 class Watch:
     """What one model does while it is built and loaded; `arena` holds what of it takes no memory."""
 
@@ -104,6 +128,7 @@ class Watch:
         """By parameter: how many of its last rows are there for a kernel alone, so that no tensor fills them."""
         self.unwritten: list[str] = []
         self.partial: list[str] = []
+        self.given: Given | None = None
 
     def built(self, model: Any) -> None:
         """Take stock of a model whose weights are not loaded yet."""
@@ -122,11 +147,21 @@ class Watch:
     def tap(self, weights: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         """Pass weights on, remembering which one the model is looking at."""
         for name, weight in weights:
+            self.settle()
             self.tensor = name
             self.seen.setdefault(name, False)
             mark(weight, name)
+            self.given = Given(weight) if hasattr(weight, "untyped_storage") else None
             yield name, weight
+        self.settle()
         self.tensor = None
+
+    def settle(self) -> None:
+        """Judge the tensor that was passed on last: where a part of it was read, all of it must have been."""
+        if self.given is not None:
+            with self.arena.pause():
+                self.misread.update(dict.fromkeys(self.given.cut(), "only a part of the tensor read"))
+        self.given = None
 
     def written(self, target: Any, source: Any) -> None:
         """Remember that a region of a parameter was written, and with what kind of numbers."""
@@ -138,6 +173,8 @@ class Watch:
         self.regions.setdefault(pointer, set()).add(region)
         if self.tensor is not None:
             self.seen[self.tensor] = True
+        if self.given is not None and source is not None:
+            self.given.read(source, name)
         if name.endswith("_qzeros") and hasattr(self.owners[name], "w13_qweight"):
             return  # symmetric experts have the zero points of their type, and read none
         if hasattr(source, "dtype") and kind_of(source.dtype) != kind_of(target.dtype):

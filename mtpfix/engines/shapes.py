@@ -1,0 +1,101 @@
+"""The shapes that a configuration gives the tensors of a family, before anything is quantized.
+
+Reads `[shapes]` of a family file. Says nothing of a tensor that no row names, or where the configuration lacks a
+number that the row needs: engines have defaults of their own for those.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtpfix.checkpoint.names import split_name
+from mtpfix.engines.blueprint import holds
+from mtpfix.facts import Table
+from mtpfix.families import Family, Numbers, value_of
+
+Shape = tuple[int, ...]
+NOTHING: Mapping[str, Shape] = {}
+_LAYER = re.compile(r"\.layers\.(\d{1,6})(?:\.|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Tensors of one shape: `formula` has a sum of products for each dimension."""
+
+    formula: str
+    when: Table | None
+
+
+@dataclass(slots=True)
+class Shapes:
+    """The shapes of a checkpoint's tensors by its configuration; `rows` by the end of a module's name, then suffix."""
+
+    rows: Mapping[str, Mapping[str, Sequence[Row]]] = field(default_factory=dict)
+    numbers: Numbers | None = None
+    _known: dict[str, Mapping[str, Shape]] = field(default_factory=dict)
+
+    def of(self, module: str) -> Mapping[str, Shape]:
+        """Return the shapes of a module's tensors by their suffixes, by its name on disk; those that are known."""
+        found = self._known.get(module)
+        if found is None:
+            found = self._known[module] = dict(self._shapes(module)) or NOTHING
+        return found
+
+    def _shapes(self, module: str) -> Iterator[tuple[str, Shape]]:
+        if self.numbers is None:
+            return
+        end = module
+        while end not in self.rows:
+            _, dot, end = end.partition(".")
+            if not dot:
+                return
+        layer = _LAYER.search(module)
+        index = int(layer[1]) if layer else None
+        for suffix, rows in self.rows[end].items():
+            row = next((row for row in rows if holds(row.when, self.numbers, index)), None)
+            shape = evaluate(row.formula, self.numbers) if row is not None else None
+            if shape is not None:
+                yield suffix, shape
+
+
+def read_shapes(family: Family, numbers: Numbers) -> Shapes:
+    """Return the shapes that a family's rows and a configuration's numbers make."""
+    rows: dict[str, dict[str, list[Row]]] = {}
+    for name, fact in family.table.get("shapes", {}).items():
+        module, suffix = split_name(name)
+        tables = fact if isinstance(fact, list) else [fact]
+        rows.setdefault(module, {})[suffix] = [Row(table["is"], table.get("when")) for table in tables]
+    return Shapes(rows, numbers)
+
+
+def evaluate(formula: str, numbers: Numbers) -> Shape | None:
+    """Return the shape that a formula gives, None where the configuration lacks a number.
+
+    Dimensions are parted by commas, terms by `+`, factors by `*`; a factor is an integer or a key of the decoder's
+    configuration, else of the whole one (`outer.inner` is a key inside an object).
+    """
+    shape = []
+    for dimension in formula.split(","):
+        total = 0
+        for term in dimension.split("+"):
+            product = 1
+            for factor in term.split("*"):
+                value = _value(factor.strip(), numbers)
+                if value is None:
+                    return None
+                product *= value
+            total += product
+        shape.append(total)
+    return tuple(shape)
+
+
+def _value(factor: str, numbers: Numbers) -> int | None:
+    if factor.isdigit():
+        return int(factor)
+    value: Any = value_of(numbers.decoder, factor)
+    if value is None:
+        value = value_of(numbers.config, factor)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -1,0 +1,168 @@
+"""The shapes that a configuration gives tensors, held against published checkpoints and against damaged ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtpfix.checkpoint import open_checkpoint
+from mtpfix.checkpoint.names import split_name
+from mtpfix.engines.predict import Subject, predict
+from mtpfix.engines.shapes import evaluate, read_shapes
+from mtpfix.families import Numbers, match, read_numbers
+from mtpfix.model import ModelPrediction, Verdict
+from tests.checkpoints import Plan, Tensor, plan, write
+from tests.families import FAMILIES
+from tests.modules import Size
+
+NUMBERS = Numbers(
+    layers=2,
+    mtp=1,
+    declared=True,
+    decoder={"hidden_size": 8, "heads": 3, "none": None, "flag": True},
+    config={"vision": {"width": 5}},
+)
+
+
+@pytest.mark.parametrize(
+    ("formula", "shape"),
+    [
+        ("hidden_size", (8,)),
+        ("2 * hidden_size, heads", (16, 3)),
+        ("2 * hidden_size + heads * heads, 1, 4", (25, 1, 4)),
+        ("vision.width * hidden_size", (40,)),
+        ("hidden_size, absent", None),
+        ("none", None),
+        ("flag", None),
+        ("vision.height + 1", None),
+    ],
+)
+def test_formulas(formula: str, shape: tuple[int, ...] | None) -> None:
+    assert evaluate(formula, NUMBERS) == shape
+
+
+def wrong_shapes(name: str, size: Size) -> list[str]:
+    """Return the tensors of a family whose shape is not the one that its configuration gives; raises where none is."""
+    planned = plan(name, "excluded-glob", size)
+    family = match(planned.config["architectures"][0])
+    assert family is not None
+    shapes = read_shapes(family, read_numbers(family, planned.config))
+    wrong, right = [], 0
+    for module in planned.modules:
+        end, suffix = split_name(f"{module.name}.{module.weight}" if module.weight else module.name)
+        shape = shapes.of(end).get(suffix, module.shape)
+        right += suffix in shapes.of(end)
+        if shape != module.shape:
+            wrong.append(f"{end} {suffix}: {module.shape}, by the configuration {shape}")
+    assert right or "shapes" not in family.table, "no tensor has a shape by the configuration"
+    return wrong
+
+
+KNOWN = [name for name, family in FAMILIES.items() if match(family.config("tiny")["architectures"][0])]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_tiny_checkpoints_have_the_shapes_of_their_configuration(name: str) -> None:
+    assert wrong_shapes(name, "tiny") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KNOWN)
+def test_published_checkpoints_have_the_shapes_of_their_configuration(name: str) -> None:
+    assert wrong_shapes(name, "full") == []
+
+
+def changed(planned: Plan, which: str, **values: Any) -> Plan:
+    """Return a plan with one tensor changed, or without it where no values are given."""
+
+    def instead(tensor: Tensor) -> tuple[Tensor, ...]:
+        if tensor.name != which:
+            return (tensor,)
+        return (replace(tensor, **values),) if values else ()
+
+    assert any(tensor.name == which for tensor in planned.tensors)
+    groups = tuple(tuple(new for old in group for new in instead(old)) for group in planned.groups)
+    return replace(planned, groups=groups)
+
+
+def draft(folder: Path, family: str, name: str, release: str = "0.32.0", **values: Any) -> ModelPrediction:
+    """Return what a release does with the draft of a tiny checkpoint of which one tensor is changed."""
+    write(folder, changed(plan(family, "excluded-glob"), name, **values))
+    return predict(Subject(open_checkpoint(folder)), "vllm", release).draft
+
+
+ATTENTION = "mtp.layers.0.self_attn"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "error"),
+    [
+        (f"{ATTENTION}.q_norm.weight", (128,), "AssertionError: Attempted to load weight (torch.Size([128])) into"),
+        (f"{ATTENTION}.k_proj.weight", (128, 64), "AssertionError"),
+        (f"{ATTENTION}.k_proj.weight", (64, 128), "RuntimeError: start (0) + length (128) exceeds dimension size (64)"),
+        (f"{ATTENTION}.o_proj.weight", (256, 128), "RuntimeError: start (0) + length (256) exceeds dimension size"),
+        (f"{ATTENTION}.o_proj.weight", (1, 128, 256), "RuntimeError: start (0) + length (256) exceeds dimension size"),
+        ("mtp.norm.weight", (1, 128), "AssertionError: Attempted to load weight (torch.Size([1, 128])) into"),
+    ],
+)
+def test_a_16_bit_tensor_of_another_shape_fails_as_in_the_engine(
+    tmp_path: Path, name: str, shape: tuple[int, ...], error: str
+) -> None:
+    found = draft(tmp_path, "qwen3_5", name, shape=shape)
+    assert found.verdict is Verdict.FAILS
+    assert (found.error or "").startswith(error)
+    assert found.error_tensor == name
+
+
+@pytest.mark.parametrize(("name", "shape"), [("o_proj", (128, 512)), ("k_proj", (256, 128))])
+def test_a_larger_tensor_is_cut_without_a_word(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    assert draft(tmp_path, "qwen3_5", f"{ATTENTION}.{name}.weight", shape=shape).verdict is Verdict.SILENT
+
+
+def test_a_packed_tensor_in_a_16_bit_norm_is_misread(tmp_path: Path) -> None:
+    assert draft(tmp_path, "qwen3_5", "mtp.norm.weight", dtype="F8_E4M3").verdict is Verdict.SILENT
+
+
+def test_a_bias_that_the_configuration_has_is_missed(tmp_path: Path) -> None:
+    found = draft(tmp_path, "glm4_moe", "model.layers.2.self_attn.v_proj.bias")
+    assert found.verdict is Verdict.SILENT
+
+
+def test_one_projection_of_a_block_that_is_there_is_missed(tmp_path: Path) -> None:
+    found = draft(tmp_path, "deepseek_v3", "model.layers.2.mlp.shared_experts.down_proj.weight")
+    assert found.verdict is Verdict.SILENT
+    assert [event.module for event in found.events] == ["model.layers.2.mlp.shared_experts.down_proj"]
+
+
+def target(folder: Path, family: str, name: str, new: str) -> ModelPrediction:
+    """Return what the newest release does with the target of a tiny checkpoint of which one tensor is renamed."""
+    write(folder, changed(plan(family, "excluded-glob"), name, name=new))
+    return predict(Subject(open_checkpoint(folder)), "vllm", "0.32.0").target
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "new", "said"),
+    [
+        ("glm4_moe", "model.layers.2.enorm.weight", "layers.2.enorm.weight", "'layers' in Glm4MoeForCausalLM"),
+        ("qwen3_5", "mtp.norm.weight", "model.mtp.norm.weight", "'model' in Qwen3_5ForConditionalGeneration"),
+        (
+            "qwen3_5",
+            "model.language_model.norm.weight",
+            "language_model.norm.weight",
+            "'norm' in Qwen3_5ForCausalLM",
+        ),
+    ],
+)
+def test_a_name_that_no_class_has_ends_at_the_outermost_that_lacks_it(
+    tmp_path: Path, family: str, name: str, new: str, said: str
+) -> None:
+    found = target(tmp_path, family, name, new)
+    assert found.error == f"ValueError: There is no module or parameter named {said}"
+
+
+def test_a_name_that_the_target_takes_for_the_branch_is_passed_over(tmp_path: Path) -> None:
+    new = "model.model.layers.2.eh_proj.weight"
+    assert target(tmp_path, "deepseek_v3", "model.layers.2.eh_proj.weight", new).verdict is Verdict.LOADS
