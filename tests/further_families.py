@@ -554,7 +554,6 @@ FURTHER = (
         layer_globs,
         head="head",
         published="target",
-        asked="<0.29",  # from there on CUDA and ROCm have classes of their own
     ),
     Family(
         "openpangu",
