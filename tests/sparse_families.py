@@ -430,6 +430,5 @@ SPARSE = (
         renamed={"mtp.0.": "model.layers.{N}."},
         head="head",
         published="glob",
-        asked=">=0.30",  # before, it wants an option for its cache
     ),
 )

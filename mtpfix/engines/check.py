@@ -21,8 +21,7 @@ SOURCE = re.compile(r"[\w./-]+\.py:\d+@\d+\.\d+(\.\w+)*")
 
 FAMILY_KEYS = {
     "name", "title", "architectures", "verified", "gptq", "served", "text", "numbers", "disk", "mappers", "modules",
-    "beside",
-    "shapes",
+    "beside", "options", "shapes",
 }  # fmt: skip
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",

@@ -128,6 +128,14 @@ def count_layers(config: Mapping[str, Any]) -> int:
     return 1
 
 
+def options_for(config: Mapping[str, Any]) -> Table:
+    """Return, by engine, what it has to be started with to serve a configuration; empty where nothing is known."""
+    listed = config.get("architectures")
+    first = listed[0] if isinstance(listed, list) and listed else None
+    family = match(first if isinstance(first, str) else None)
+    return family.table.get("options", {}) if family is not None else {}
+
+
 def main_model(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the configuration of a small main model that a drafter can stand beside; None where it is no drafter.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from mtpfix.checkpoint.ref import shown
 from mtpfix.engines import Engine
 from mtpfix.engines.predict import Subject, predict
 from mtpfix.errors import MtpfixError
+from mtpfix.facts import covers
 from mtpfix.model import Checkpoint, Observation, Prediction, Role, Verdict, Verification
 from mtpfix.probe.answer import observation
 from mtpfix.probe.compare import by_path, differences
@@ -60,7 +62,8 @@ def _told(stage: Stage) -> list[str]:
     """Return the options that tell a probe of one checkpoint what it does not know itself."""
     foreign = [f"--foreign={stage.folder}"] if stage.foreign else []
     main = [f"--main={stage.folder}={stage.main}"] if stage.main is not None else []
-    return [*foreign, *main, f"--layers={stage.folder}={stage.layers}"]
+    options = [f"--options={stage.folder}={json.dumps(stage.options)}"] if stage.options else []
+    return [*foreign, *main, *options, f"--layers={stage.folder}={stage.layers}"]
 
 
 def observe(
@@ -92,6 +95,10 @@ def observe(
             notes.append(f"files with code were not shown to the engine: {', '.join(map(shown, stage.left_out[:5]))}")
         if stage.main is not None and "draft" in roles:
             notes.append("this checkpoint is a draft alone: a small main model, without weights, stood beside it")
+        started = stage.options.get(chosen.name, {})
+        if started and covers(started.get("versions", "*"), str(interpreter.engines[chosen.name])):
+            told = (f"{key}={value}" for key, value in started.items() if key != "versions")
+            notes.append(f"the engine was started with {', '.join(told)}, which it needs for this model")
         arguments = [str(folder), f"--roles={','.join(roles)}", "--limit=0"]
         arguments += _told(stage)
         outcome = run(interpreter.path, module, arguments, timeout=timeout, memory=memory)

@@ -6,13 +6,14 @@ An engine reads and may write only here. Python files, and weights in formats th
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mtpfix.errors import NothingToCheck
-from mtpfix.families import count_layers, main_model
+from mtpfix.families import count_layers, main_model, options_for
 
 LEFT_OUT = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py", ".pyc"}
 CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
@@ -24,7 +25,7 @@ class Stage:
     """`foreign` is whether the checkpoint brings its own configuration class; `left_out` are files not shown.
 
     `layers` is how many MTP layers its configuration counts. `main` is the folder of a small main model, without
-    weights, where the checkpoint is a draft alone.
+    weights, where the checkpoint is a draft alone. `options` are, by engine, what it has to be started with.
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class Stage:
     left_out: tuple[str, ...]
     layers: int
     main: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def set_up(checkpoint: Path, folder: Path) -> Stage:
@@ -41,6 +43,7 @@ def set_up(checkpoint: Path, folder: Path) -> Stage:
     left_out = []
     foreign, layers = False, 1
     main: Path | None = None
+    options: Mapping[str, Any] = {}
     for path in sorted(checkpoint.iterdir()):
         if path.name.startswith(".") or not path.is_file():
             continue
@@ -55,10 +58,11 @@ def set_up(checkpoint: Path, folder: Path) -> Stage:
                     foreign = isinstance(auto_map, dict) and "AutoConfig" in auto_map
                     layers = count_layers(config)
                     main = _beside(config, folder)
+                    options = options_for(config)
                     (folder / path.name).write_text(json.dumps(without_code(config), indent=2), encoding="utf-8")
                     continue
         (folder / path.name).symlink_to(path.resolve())
-    return Stage(folder, foreign, tuple(left_out), layers, main)
+    return Stage(folder, foreign, tuple(left_out), layers, main, options)
 
 
 def _beside(config: dict[str, Any], folder: Path) -> Path | None:

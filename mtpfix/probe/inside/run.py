@@ -48,9 +48,17 @@ def run(name: str, arguments: list[str]) -> None:
         default=[],
         help="a checkpoint, =, and how many MTP layers its configuration counts",
     )
+    parser.add_argument(
+        "--options",
+        action="append",
+        default=[],
+        help="a checkpoint, =, and in JSON, by engine, what that has to be started with",
+    )
     options = parser.parse_args(arguments)
     end_with_parent()
     options.layers = {place: int(count) for place, _, count in (one.rpartition("=") for one in options.layers)}
+    given = (one.partition("={") for one in options.options)
+    options.options = {place: json.loads("{" + text) for place, _, text in given}
     options.main = {place: main for place, _, main in (one.partition("=") for one in options.main)}
     if options.source:
         sys.path.insert(0, options.source)

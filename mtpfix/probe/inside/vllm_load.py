@@ -151,7 +151,18 @@ def own_class(model_type: str) -> Any:
     return registry[model_type] if model_type in registry else None  # noqa: SIM401 - its `get` is not lazy
 
 
-def engine_configuration(checkpoint: str, speculative: dict[str, Any] | None, ranks: int) -> Any:
+def further_options(checkpoint: str, options: Any) -> dict[str, Any]:
+    """Return what this release has to be started with to serve a checkpoint."""
+    from packaging.specifiers import SpecifierSet
+
+    wanted = dict(options.options.get(checkpoint, {}).get("vllm", {}))
+    version = str(importlib.import_module("vllm").__version__).partition("+")[0]
+    return wanted if SpecifierSet(wanted.pop("versions", "")).contains(version, prereleases=True) else {}
+
+
+def engine_configuration(
+    checkpoint: str, speculative: dict[str, Any] | None, ranks: int, further: dict[str, Any]
+) -> Any:
     """Return the engine's configuration for a checkpoint, with or without its MTP draft, for some ranks."""
     from vllm.engine.arg_utils import EngineArgs
 
@@ -171,6 +182,7 @@ def engine_configuration(checkpoint: str, speculative: dict[str, Any] | None, ra
         "tensor_parallel_size": ranks,
         "trust_remote_code": False,
         "use_tqdm_on_load": False,
+        **further,
     }
     if speculative is not None:
         options["speculative_config"] = speculative
@@ -284,14 +296,15 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
     hooks = Hooks(Arena(options.hollow or None))
     roles = [role for role in options.roles.split(",") if not (alone and role == "target")]
     refused: Exception | None = None
+    further = further_options(checkpoint, options)
     try:
         speculative = {"method": "mtp", "num_speculative_tokens": options.layers.get(checkpoint, 1)}
         speculative |= {"model": checkpoint} if alone else {}
-        configuration = engine_configuration(main, speculative if "draft" in roles else None, options.ranks)
+        configuration = engine_configuration(main, speculative if "draft" in roles else None, options.ranks, further)
     except Exception as error:  # noqa: BLE001 - whatever the engine raises is its answer
         refused = error
         try:
-            configuration = engine_configuration(main, None, options.ranks)
+            configuration = engine_configuration(main, None, options.ranks, further)
         except Exception as again:  # noqa: BLE001
             hooks.watch.phase = "configure"
             return {"target": answer(hooks.watch, again), "draft": None, "stand_ins": sorted(STAND_INS)}
