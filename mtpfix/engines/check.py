@@ -26,7 +26,7 @@ FAMILY_KEYS = {
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "cache_scales", "deferred", "splits",
-    "unpredicted", "undescribed", "unpredicted_when", "g_idx", "levels",
+    "unpredicted", "unpredicted_reason", "undescribed", "unpredicted_when", "g_idx", "levels",
     "source",
 }  # fmt: skip
 GROUP_KEYS = {

@@ -285,7 +285,8 @@ def _predict_role(
         return _unpredicted(role, f"what {engine.title} does with {family.title} in GPTQ is not predicted"), None
     unpredicted = pick(block.get("unpredicted"), version) or ()
     if not {"*", resolved.method}.isdisjoint([unpredicted] if isinstance(unpredicted, str) else unpredicted):
-        return _unpredicted(role, f"what {pick(block['class'], version)} does here is not predicted"), None
+        reason = f"what {pick(block['class'], version)} does here is not predicted"
+        return _unpredicted(role, block.get("unpredicted_reason", reason)), None
     if any(
         re.search(one, tensor.name) for one in block.get("undescribed", ()) for tensor in subject.checkpoint.tensors
     ):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mtpfix import verify
+from mtpfix import scan, verify
 from mtpfix.cli import app
 from mtpfix.errors import MtpfixError, NothingToCheck, UsageError
 from mtpfix.model import Verdict
@@ -236,6 +236,30 @@ def test_a_draft_that_is_a_checkpoint_of_its_own_gets_a_small_main_model_beside_
     assert main["vocab_size"] == built["text_config"]["vocab_size"]
     assert main["num_kv_shared_layers"] == 0
     assert "quantization_config" not in main
+
+
+@pytest.mark.parametrize(("version", "told"), [("0.29.0", True), ("0.30.0", False)])
+def test_an_engine_is_started_with_what_it_needs_for_a_model(version: str, told: bool, tmp_path: Path) -> None:
+    build(tmp_path / "v4", "deepseek_v4", "excluded-glob", sparse=True)
+    detected = {"python": "3.11.7", "engines": {"vllm": {"version": version, "place": "somewhere"}}}
+    found = verify(tmp_path / "v4", engine_python=make(tmp_path, lines=[answer(vllm=version)], detect=detected))
+    assert ("the engine was started with kv_cache_dtype=fp8, which it needs for this model" in found.notes) is told
+    arguments = json.loads((tmp_path / "seen.json").read_text())["arguments"]
+    (given,) = (one for one in arguments if one.startswith("--options="))
+    assert json.loads(given[given.index("={") + 1 :]) == {"vllm": {"versions": "<0.30", "kv_cache_dtype": "fp8"}}
+
+
+@pytest.mark.parametrize("release", ["0.21.0", "0.32.0"])
+def test_why_a_method_is_not_predicted_is_said(release: str, tmp_path: Path) -> None:
+    build(tmp_path / "v4", "deepseek_v4", "hf-quant-only", sparse=True)
+    (tmp_path / "v4" / "hf_quant_config.json").unlink()
+    config = json.loads((tmp_path / "v4" / "config.json").read_text())
+    own = {"quant_method": "fp8", "activation_scheme": "dynamic", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}
+    (tmp_path / "v4" / "config.json").write_text(json.dumps({**config, "quantization_config": own}))
+    (row,) = scan(tmp_path / "v4", engines=[f"vllm=={release}"]).engines
+    for model in (row.prediction.target, row.prediction.draft):
+        assert model.verdict is Verdict.UNKNOWN
+        assert "a kernel that is chosen by the GPU" in model.reason
 
 
 def test_a_checkpoint_without_a_branch_is_asked_for_its_main_model_alone(tmp_path: Path) -> None:
