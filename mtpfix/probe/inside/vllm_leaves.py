@@ -266,6 +266,10 @@ def imported_for_a_gpu(package: Path) -> Iterator[tuple[str, str, str]]:
                 yield from ((one.asname or one.name, module, one.name) for one in statement.names)
 
 
+RECIPES = "vllm.models.deepseek_v4.nvidia.ops.o_proj"
+"""A module with a function that asks the GPU how a kernel wants its weights, and that models take from there."""
+
+
 def build_what_a_gpu_builds() -> None:
     """Let packages of models that have a class of their own for each kind of machine give those for NVIDIA's GPUs."""
     models = importlib.util.find_spec("vllm.models")
@@ -281,6 +285,10 @@ def build_what_a_gpu_builds() -> None:
                 kind = getattr(module, name, None)
                 if isinstance(kind, type) and kind.__module__ == getattr(module, "__name__", ""):
                     swap(chosen, name, kind, "the class for CUDA is built, not the one for the CPU")
+    with contextlib.suppress(
+        ImportError, AttributeError
+    ):  # where the release has no such part, or cannot import it here
+        importlib.import_module(RECIPES)
     for module in imported("vllm.model"):
         swap(module, "compute_fp8_einsum_recipe", lambda *_, **__: ((1, 128, 128), False), "no kernel is prepared")
 
