@@ -36,24 +36,35 @@ class Shapes:
     rows: Mapping[str, Mapping[str, Sequence[Row]]] = field(default_factory=dict)
     numbers: Numbers | None = None
     _known: dict[str, Mapping[str, Shape]] = field(default_factory=dict)
+    _shared: dict[str, Mapping[str, Shape]] = field(default_factory=dict)
 
     def of(self, module: str) -> Mapping[str, Shape]:
-        """Return the shapes of a module's tensors by their suffixes, by its name on disk; those that are known."""
+        """Return the shapes of a module's tensors by their suffixes, by its name on disk; those that are known.
+
+        Modules whose names end alike share one mapping, unless their layers differ.
+        """
         found = self._known.get(module)
         if found is None:
-            found = self._known[module] = dict(self._shapes(module)) or NOTHING
+            found = self._known[module] = self._find(module)
         return found
 
-    def _shapes(self, module: str) -> Iterator[tuple[str, Shape]]:
-        if self.numbers is None:
-            return
+    def _find(self, module: str) -> Mapping[str, Shape]:
         end = module
         while end not in self.rows:
             _, dot, end = end.partition(".")
             if not dot:
-                return
-        layer = _LAYER.search(module)
+                return NOTHING
+        ranged = any(row.when is not None for rows in self.rows[end].values() for row in rows)
+        layer = _LAYER.search(module) if ranged else None
         index = int(layer[1]) if layer else None
+        key = end if index is None else f"{index} {end}"
+        if key not in self._shared:
+            self._shared[key] = dict(self._shapes(end, index))
+        return self._shared[key]
+
+    def _shapes(self, end: str, index: int | None) -> Iterator[tuple[str, Shape]]:
+        if self.numbers is None:
+            return
         for suffix, rows in self.rows[end].items():
             row = next((row for row in rows if holds(row.when, self.numbers, index)), None)
             shape = evaluate(row.formula, self.numbers) if row is not None else None

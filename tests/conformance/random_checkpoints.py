@@ -65,6 +65,11 @@ def case(family: str, random: Random, kinds: Sequence[str] = ()) -> Case:
     return Case(planned, tuple(changes))
 
 
+def cases(family: str, seed: int, count: int, kinds: Sequence[str] = ()) -> list[Case]:
+    """Return so many random checkpoints of a family; the same seed makes the same."""
+    return [case(family, Random(f"{seed} {family} {one}"), kinds) for one in range(count)]  # noqa: S311
+
+
 def _store(planned: Plan, random: Random) -> tuple[Plan, str]:
     """Store a module, or all of its name in the layers of its part, in another format."""
     numbers = [
@@ -205,14 +210,14 @@ def _with(planned: Plan, tensor: Tensor, instead: Sequence[Tensor]) -> Plan:
 CHANGES = {"store": _store, "list": _list, "drop": _drop, "alter": _alter}
 
 
-def compare(release: str, cases: Sequence[Case], folder: Path) -> Iterator[tuple[Case, list[str]]]:
+def compare(release: str, made: Sequence[Case], folder: Path) -> Iterator[tuple[Case, list[str]]]:
     """Yield each case with what the release does other than predicted."""
     engine, _, version = release.partition("-")
     places = []
-    for number, one in enumerate(cases):
+    for number, one in enumerate(made):
         places.append(folder / f"{number:04}")
         write(places[-1], one.planned)
-    for one, place, answer in zip(cases, places, ask(release, places), strict=True):
+    for one, place, answer in zip(made, places, ask(release, places), strict=True):
         if "broken" in answer or "unsupported" in answer:
             yield one, [f"not asked: {answer}"]
             continue
@@ -239,10 +244,9 @@ def main() -> int:
     bad = count = 0
     for release in options.releases:
         for family in options.family or FAMILIES:
-            kinds = options.change or ()
-            cases = [case(family, Random(f"{options.seed} {family} {one}"), kinds) for one in range(options.cases)]  # noqa: S311
+            made = cases(family, options.seed, options.cases, options.change or ())
             with tempfile.TemporaryDirectory() as folder:
-                for number, (one, wrong) in enumerate(compare(release, cases, Path(folder))):
+                for number, (one, wrong) in enumerate(compare(release, made, Path(folder))):
                     count += 1
                     bad += bool(wrong)
                     if wrong:
