@@ -302,6 +302,29 @@ def restate_mixed(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
         yield made(trial, after, text, safe=True)
 
 
+def leave_to_file(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
+    """Take the block out of config.json that a release refuses, and leave it to hf_quant_config.json.
+
+    Where that is not there, `quant_method` alone is taken out: without it a few releases know the block.
+    """
+    from mtpfix.checkpoint.quant import declared_scheme_differences
+
+    blocks = edited_blocks(trial.context.checkpoint)
+    top = next((block for block in blocks if block.file == CONFIG and block.method == "modelopt"), None)
+    if top is None or not trial.occurrences(["declaration-refused"]):
+        return
+    others = [block for block in blocks if block.file != CONFIG and block.method == top.method]
+    path = top.path if others else (*top.path, "quant_method")
+    if path[-1] not in ("quantization_config", *top.raw):
+        return
+    title = f"delete {'.'.join(path)} of {CONFIG}" + (f", and leave it to {others[0].file}" if others else "")
+    safe = bool(others) and not declared_scheme_differences(top, others[0])
+    yield made(trial, trial.plus([RemoveKey(CONFIG, path)]), title, safe=safe)
+    for one in declare_inputs(trial, wishes):
+        after = trial.plus([*one.operations, RemoveKey(CONFIG, path)])
+        yield made(trial, after, f"{one.title}, and {title}", safe=False)
+
+
 def _inline(block: Declaration, layers: Mapping[str, object]) -> dict[str, object]:
     """Return a ModelOpt block of a file of its own, as config.json holds one, with an allow-list."""
     body: dict[str, object] = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
@@ -604,6 +627,7 @@ WAYS: tuple[Way, ...] = (
     add_input_scales,
     declare_inputs,
     restate_mixed,
+    leave_to_file,
     dequantize,
     quantize,
     free_names,

@@ -172,6 +172,21 @@ def test_a_branch_is_packed_for_sglang_as_far_as_it_builds_it_so(
     assert any(note.startswith("Left in 16 bits, as sglang 0.5.23") and plain[0] in note for note in plan.notes)
 
 
+def test_a_block_that_an_old_sglang_refuses_is_left_to_the_file_that_it_reads(root: Path) -> None:
+    plan, context = planned(root, "glm4_moe", "excluded-glob", "sglang==0.5.9")
+    assert [step.title for step in plan.steps] == [
+        "delete quantization_config of config.json, and leave it to hf_quant_config.json"
+    ]
+    assert all(step.safe for step in plan.steps)
+    everywhere = requests_for(["sglang==0.5.9", "sglang==0.5.23", "vllm==0.32.0"])
+    after = Trial(Context(context.subject, everywhere, context.scalars), plan.operations)
+    assert [one.model("draft").verdict for one in after.context.releases] == [Verdict.LOADS] * 3
+    bare, _ = planned(root, "glm4_moe", "config-only", "sglang==0.5.9")  # there is nothing to leave it to
+    assert [(step.title, step.safe) for step in bare.steps] == [
+        ("delete quantization_config.quant_method of config.json", False)
+    ]
+
+
 def test_where_no_form_loads_the_plan_says_what_stays_open(root: Path) -> None:
     assert check(root, "step3p5", "layer-arrays", RELEASES[-1]) == "open"
     plan, _ = planned(root, "step3p5", "layer-arrays", RELEASES[-1])
