@@ -96,7 +96,7 @@ def _schema() -> str:
     return json.dumps(json_schema(), indent=2) + "\n"
 
 
-GLUE = re.compile(r"(^|\.)(eh_proj|fc|input_proj|mtp_linear_proj)(\.|$)")
+GLUE = re.compile(r"(^|\.)(eh_proj|fc(_embedding|_hidden)?|input_proj|mtp_linear_proj)(\.|$)")
 """Names of the layer that joins hidden state and embedding at the entrance of an MTP branch."""
 CLASSES = {
     "linear": "torch.nn.Linear",

@@ -273,6 +273,11 @@ def _bailing_v3(size: Size) -> Config:
     return config
 
 
+def _bailing_v3_even(size: Size) -> Config:
+    """Return a configuration of Ling 3 whose groups of layers are all whole, as SGLang wants them."""
+    return _bailing_v3(size) | ({"num_hidden_layers": 2} if size == "tiny" else {})
+
+
 def bailing_v3_vision(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield Ling 3 with a vision tower, whose patches are joined by fours and projected by two layers."""
     text, vision = config["text_config"], config["vision_config"]
@@ -523,6 +528,17 @@ RECENT = (
         files={"configuration_bailing_moe_v3.py": BAILING_CONFIGURATION.replace("V2_5", "V3")},
         inside={".attention.": ".self_attn."},
         published="glob",
+    ),
+    Family(
+        "bailing_v3_even",
+        "Ling and Ring 3, all groups whole",
+        _bailing_v3_even,
+        bailing_v3,
+        layer_globs,
+        files={"configuration_bailing_moe_v3.py": BAILING_CONFIGURATION.replace("V2_5", "V3")},
+        inside={".attention.": ".self_attn."},
+        published="glob",
+        asked="<0",  # vLLM is asked with a group that is short
     ),
     Family(
         "bailing_v3_vl",

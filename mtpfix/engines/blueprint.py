@@ -312,6 +312,10 @@ def holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
         return (value is not None) is condition["set"]
     if "value" in condition:
         return bool(value == condition["value"])
+    if "differs" in condition:
+        return value is not None and bool(value != condition["differs"])
+    if "divides" in condition:
+        return _divides(value, numbers.layers) is condition["divides"]
     if "among" in condition:
         return value in condition["among"]
     if "numbered" in condition:
@@ -329,6 +333,11 @@ def holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
     if isinstance(value, (list, str)):
         return index is not None and index < len(value) and bool(value[index] == expected)
     return bool(value == expected)
+
+
+def _divides(size: Any, layers: int) -> bool:
+    """Return whether a number of layers is a multiple of `size`; what is no such number is nobody's to judge."""
+    return not isinstance(size, int) or isinstance(size, bool) or size < 1 or layers % size == 0
 
 
 def _ends_group(size: Any, numbers: Numbers, index: int | None, *, tail: bool) -> bool:

@@ -41,7 +41,17 @@ from mtpfix.engines.resolved import Resolved
 from mtpfix.engines.shapes import Shapes, read_shapes
 from mtpfix.engines.split import split_module, split_numbers
 from mtpfix.facts import Table, covers, pick
-from mtpfix.families import Family, Numbers, branch_prefixes, fill, fill_mapper, match, read_numbers, served_as
+from mtpfix.families import (
+    Family,
+    Numbers,
+    branch_prefixes,
+    fill,
+    fill_mapper,
+    match,
+    read_numbers,
+    served_as,
+    value_of,
+)
 from mtpfix.model import (
     Built,
     Checkpoint,
@@ -277,7 +287,8 @@ def _predict_role(
         error, text = resolved.error
         order = (CONSTRUCT, "", "")
         event = Event("declaration-refused", Outcome.CRASH, "", "", error, text, resolved.because, order)
-        return _verdict(role, (), [event]), None
+        earlier = [replace(one, order=order) for one in _short_arrays(block, numbers, version, unset_first=True)]
+        return _verdict(role, (), [*earlier, event]), None
     if not resolved.simulated:
         reason = resolved.reason or f"the quantization method {resolved.method} is not predicted"
         return _unpredicted(role, reason), None
@@ -487,7 +498,10 @@ def _broken(block: Table, version: str, method: str, numbers: Numbers) -> Iterat
         return
     if holds(fact.get("when"), numbers, None):
         because = (str(fact.get("source", "")),)
-        yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], fact["text"], because, (CONSTRUCT, "", ""))
+        text = fill(fact["text"], numbers)
+        if "when" in fact:
+            text = text.replace("{value}", str(value_of(numbers.decoder, fact["when"]["key"])))
+        yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, because, (CONSTRUCT, "", ""))
 
 
 def _nameless(planned: Planned, decision: Decision, position: int) -> Iterator[Event]:
@@ -499,9 +513,13 @@ def _nameless(planned: Planned, decision: Decision, position: int) -> Iterator[E
         yield Event("class-broken", Outcome.CRASH, planned.prefix, "", fact["does"], fact["text"], because, order)
 
 
-def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Event]:
+def _short_arrays(block: Table, numbers: Numbers, version: str, *, unset_first: bool = False) -> Iterator[Event]:
+    """Yield what is raised for arrays that are shorter than what is read of them, or absent.
+
+    With `unset_first` only for absent ones that are missed before anybody asks how the checkpoint is quantized.
+    """
     for fact in block.get("arrays", ()):
-        if not covers(fact.get("versions", "*"), version):
+        if not covers(fact.get("versions", "*"), version) or (unset_first and not fact.get("unset_first")):
             continue
         needed = _length(fact["length"], numbers)
         for key in fact["keys"]:
@@ -510,6 +528,8 @@ def _short_arrays(block: Table, numbers: Numbers, version: str) -> Iterator[Even
                 because = (str(fact.get("source", "")),)
                 order = (CONSTRUCT, "", key)
                 yield Event("array-short", Outcome.CRASH, key, "", fact["unset"], fact["unset_text"], because, order)
+            if unset_first:
+                continue
             kept = (
                 min(len(value), numbers.layers) if fact.get("cut") == "N" and isinstance(value, (list, str)) else None
             )

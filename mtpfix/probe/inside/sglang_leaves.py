@@ -52,6 +52,7 @@ def replace_leaves() -> None:
     for name in ("empty_cache", "synchronize"):
         swap(torch.cuda, name, lambda *_, **__: None, "there is no GPU")
     swap(torch.cuda, "Stream", Anything, "there is no GPU")
+    swap(torch.cuda, "current_device", lambda: "cpu", "there is no GPU")
     if not hasattr(torch.cpu, "empty_cache"):
         torch.cpu.empty_cache = lambda: None
     swap(torch.Tensor, "cuda", lambda self, *_, **__: self, "there is no GPU")

@@ -129,7 +129,7 @@ def load_model(checkpoint: str, watch: Watch, *, draft: bool, index: int | None 
         with one_thread(watch), watch_writes(watch):
             model.load_weights(watch.tap(default._get_all_weights(configuration, model)))
     except Exception as error:
-        watch.tensor = getattr(error, "while_loading", watch.tensor) or held(error)
+        watch.tensor = getattr(error, "while_loading", watch.tensor) or (held(error) if watch.kept_back else None)
         raise
     finally:
         watch.measure()

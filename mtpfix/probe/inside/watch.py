@@ -15,6 +15,7 @@ import re
 import sys
 import sysconfig
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -26,6 +27,8 @@ CACHE_SCALE = re.compile(r"\.(k|v|q|prob)_(scale|zero_point)(_float)?$")
 
 MADE_LATER = re.compile(r"(?:^|\.)w(?:13|2)_(?:bias|g_idx_sort_indices)$")
 """Parameters of packed experts that are zero where no tensor comes, or worked out after loading."""
+LAST = 2
+"""How many tensors may still be there when a loader is done that copies each as it comes."""
 FRAMES = 4
 """Innermost frames of an exception that are told."""
 
@@ -115,6 +118,8 @@ class Watch:
         self.phase = "construct"
         self.model: Any = None
         self.tensor: str | None = None
+        self.kept_back = False
+        """Whether tensors are still there after the last was handed out: the loader has yet to copy them."""
         self.seen: dict[str, bool] = {}
         self.asked: dict[int, tuple[Any, str]] = {}
         self.modules: list[dict[str, str]] = []
@@ -146,15 +151,19 @@ class Watch:
 
     def tap(self, weights: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         """Pass weights on, remembering which one the model is looking at."""
+        handed_out = []
         for name, weight in weights:
             self.settle()
             self.tensor = name
             self.seen.setdefault(name, False)
             mark(weight, name)
             self.given = Given(weight) if hasattr(weight, "untyped_storage") else None
+            with contextlib.suppress(TypeError):
+                handed_out.append(weakref.ref(weight))
             yield name, weight
         self.settle()
         self.tensor = None
+        self.kept_back = sum(one() is not None for one in handed_out) > LAST
 
     def settle(self) -> None:
         """Judge the tensor that was passed on last: where a part of it was read, all of it must have been."""
