@@ -2,7 +2,8 @@
 
 The published size is that of the smallest: what the comments of vLLM's class and the defaults of transformers'
 configuration classes say of it. Its decoder's feed-forward blocks count as what every quantized variant packs, all else
-as the branch.
+as the branch; of IQuest-Q1's layer, whose experts nobody packs, the output projection. No checkpoint of
+that one was at hand: numbers are the defaults of SGLang's configuration class.
 """
 
 from __future__ import annotations
@@ -92,7 +93,91 @@ def _gemma_assistant(size: Size) -> Config:
     return config | {"text_config": text}
 
 
+def iquest(config: Config, layout: Layout) -> Iterator[Module]:
+    """Yield IQuest-Q1's drafter: one layer, all its experts in two tensors, an embedding and a head of its own."""
+    del layout
+    hidden, size, count, width = (
+        config[key] for key in ("hidden_size", "head_dim", "num_experts", "intermediate_size")
+    )
+    queries, keys = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
+    yield plain("embed_tokens", config["vocab_size"], hidden)
+    yield from norms("branch", hidden, "mtp.enorm", "mtp.hnorm", "mtp.final_layernorm")
+    yield Module("mtp.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
+    root = "mtp.mtp_model_layer"
+    for name in ("attention_norm", "attn_out_norm", "feed_forward_norm", "ffn_out_norm"):
+        yield plain(f"{root}.{name}", hidden, part="branch")
+    for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+        yield Module(f"{root}.self_attn.{name}", (rows, hidden), Kind.ATTENTION, "branch")
+    yield Module(f"{root}.self_attn.o_proj", (hidden, queries), Kind.MLP, "target")
+    yield from norms("branch", size, f"{root}.self_attn.q_norm", f"{root}.self_attn.k_norm")
+    yield plain(f"{root}.self_attn.sink_k", config["num_key_value_heads"], size, weight="", part="branch")
+    yield Module(f"{root}.mlp.router", (count, hidden), Kind.ROUTER, "branch")
+    yield Module(f"{root}.mlp.experts.fc", (count, 2 * width, hidden), Kind.EXPERT, "branch", weight="")
+    yield Module(f"{root}.mlp.experts.proj", (count, hidden, width), Kind.EXPERT, "branch", weight="")
+    yield plain("target_final_norm", hidden)
+    yield Module("lm_head", (config["vocab_size"], hidden), Kind.HEAD)
+
+
+def _iquest(size: Size) -> Config:
+    config: Config = {
+        "architectures": ["IQuestQ1MTP"],
+        "attention_bias": False,
+        "dense_intermediate_size": 12288,
+        "dtype": "bfloat16",
+        "enable_sink_attention": True,
+        "fp32_residual_connection": True,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 3072,
+        "intermediate_size": 1536,
+        "max_position_embeddings": 524288,
+        "model_type": "iquest_q1_mtp",
+        "num_attention_heads": 48,
+        "num_draft_slots": 7,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 8,
+        "num_target_layers": 88,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "rotary_dim": 32,
+        "sliding_window": 512,
+        "swa_rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "vocab_size": 160000,
+    }
+    if size == "full":
+        return config
+    return config | {
+        "dense_intermediate_size": 256,
+        "head_dim": 32,
+        "hidden_size": 128,
+        "intermediate_size": 64,
+        "max_position_embeddings": 1024,
+        "num_attention_heads": 4,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 2,
+        "rotary_dim": 16,
+        "sliding_window": 64,
+        "vocab_size": 256,
+    }
+
+
 DRAFTERS = (
+    Family(
+        "iquest_q1",
+        "IQuest-Q1's drafter",
+        _iquest,
+        iquest,
+        lambda _: ["mtp*"],
+        renamed={"mtp.": "model.mtp_layer."},
+        declares=False,
+        published="plain",
+        alone=True,
+        asked="<0",  # vLLM has no such class
+    ),
     Family(
         "gemma4_assistant",
         "Gemma 4's assistant, of E2B",

@@ -361,7 +361,7 @@ def refuse(fact: Table, words: Mapping[str, str], loader: Loader, found: Unnamed
 
     `words` fill the text; see docs/knowledge.md for which there are.
     """
-    fact = next((one for one in fact.get("endings", ()) if found.tensor.endswith(one["ends"])), fact)
+    fact = next((one for one in fact.get("endings", ()) if _is_such(found.tensor, one)), fact)
     name = words["name"].removeprefix(fact.get("strip", ""))
     layer, _, leaf = name.rpartition(".")
     said = {**words, "name": name, "leaf": leaf, "layer": layer, "class": loader.model_class}
@@ -379,6 +379,11 @@ def refuse(fact: Table, words: Mapping[str, str], loader: Loader, found: Unnamed
         order=(LOAD, shard_key(found.shard), found.tensor),
         count=found.count,
     )
+
+
+def _is_such(tensor: str, fact: Table) -> bool:
+    """Return whether a tensor's name begins and ends as a fact about some tensors says."""
+    return tensor.startswith(fact.get("begins", "")) and tensor.endswith(fact.get("ends", ""))
 
 
 def parameter_name(planned: Planned, place: Place, suffix: str, loader: Loader) -> str:

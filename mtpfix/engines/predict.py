@@ -657,7 +657,7 @@ def _absent_layers(blueprint: Blueprint, loader: Loader, numbers: Numbers) -> It
 def _incomplete(events: Sequence[Event], loader: Loader, method: str, numbers: Numbers) -> Iterator[Event]:
     """Yield what a loader that counts its parameters raises where one stayed unwritten."""
     fact = loader.incomplete
-    if fact["does"] == "silent":
+    if fact["does"] == "silent" or (method and fact.get("unquantized")):
         return
     always = fact.get("always_for", {}).get(method)
     if always is not None:

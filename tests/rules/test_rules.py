@@ -657,33 +657,33 @@ no-mtp              .
 """The same for a draft that is a checkpoint of its own: vLLM asks for names that begin with `draft_model`."""
 
 NEWER_IN_SGLANG = """
-                    bailing_v3_even gigachat35      gigachat35_sparse
-published           202+301         202             202
-excluded-glob       202+301         202             202
-excluded-exact      202+301         202             202
-excluded-engine     202+301         201+202         201+202
-nothing-excluded    202+301         201             201
-branch-nvfp4        202+203+301     202+207         202+207
-all-nvfp4           202+203+301     203             203
-missing             101+202+301     101             101
-config-only         202+301         202             202
-hf-quant-only       202+301         202             202
-mixed               203             203             203
-compressed-tensors  202             201+202         201+202
-packed-glue         202+203+301     202+203         202+203
-listed-packed       202+203+301     -               -
-branch-fp8          202+203+301     205             205
-o-proj-unlisted     202+301         201+202         201+202
-packed-head         202+301         202+301         202+301
-conflict            202+301+401     201+401         201+401
-no-input-scale      202+301         202+301         202+301
-weights-only        202+301         202+301         202+301
-fused-experts       .               .               .
-layer-arrays        .               .               .
-short-arrays        .               .               .
-no-mtp              202             -               -
+                    bailing_v3_even gigachat35      gigachat35_sparse iquest_q1
+published           202+301         202             202               -
+excluded-glob       202+301         202             202               207
+excluded-exact      202+301         202             202               202
+excluded-engine     202+301         201+202         201+202           -
+nothing-excluded    202+301         201             201               201
+branch-nvfp4        202+203+301     202+207         202+207           202
+all-nvfp4           202+203+301     203             203               201+203
+missing             101+202+301     101             101               .
+config-only         202+301         202             202               207
+hf-quant-only       202+301         202             202               207
+mixed               203             203             203               203
+compressed-tensors  202             201+202         201+202           201
+packed-glue         202+203+301     202+203         202+203           203+207
+listed-packed       202+203+301     -               -                 207
+branch-fp8          202+203+301     205             205               207
+o-proj-unlisted     202+301         201+202         201+202           202
+packed-head         202+301         202+301         202+301           206+207
+conflict            202+301+401     201+401         201+401           201+401
+no-input-scale      202+301         202+301         202+301           207
+weights-only        202+301         202+301         202+301           207
+fused-experts       .               .               .                 .
+layer-arrays        .               .               .                 .
+short-arrays        .               .               .                 .
+no-mtp              202             -               -                 .
 """
-"""The same for Ling 3, whose delta attention no list of names on disk reaches, and for GigaChat 3.5."""
+"""The same for Ling 3, whose delta attention no list on disk reaches, GigaChat 3.5, and IQuest-Q1's drafter."""
 
 CELLS = cells(MATRIX, RENAMED, FURTHER, RECENT, NEWER, NEWEST_FAMILIES, FROM_ELSEWHERE, ALONE)
 SGLANG_CELLS = cells(IN_SGLANG, OLDER_IN_SGLANG, NEWER_IN_SGLANG)

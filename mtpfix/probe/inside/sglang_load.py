@@ -201,8 +201,13 @@ def forget(watch: Watch, names: set[str]) -> None:
 
 
 def load(checkpoint: str, options: Any) -> dict[str, Any]:
-    """Load target and draft of one checkpoint; the draft is loaded whatever became of the target."""
+    """Load target and draft of one checkpoint; the draft is loaded whatever became of the target.
+
+    Of a checkpoint that is a draft alone the target is another model, which is built and gets no weights.
+    """
     from sglang.srt.models.registry import ModelRegistry
+
+    main = options.main.get(checkpoint, checkpoint)
 
     config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
     architectures = [name for name in config.get("architectures") or [] if isinstance(name, str)]
@@ -212,14 +217,14 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
         register(config, own_class)
     arena = Arena(options.hollow or None)
     read_only_small(arena)
-    roles = options.roles.split(",")
+    roles = [role for role in options.roles.split(",") if main == checkpoint or role != "target"]
     target = Watch(arena)
-    failed = attempt(lambda: load_model(checkpoint, target, draft=False, skip="target" not in roles))
+    failed = attempt(lambda: load_model(main, target, draft=False, skip="target" not in roles))
     result: dict[str, Any] = {
         "target": answer(target, failed) if "target" in roles else None,
         "draft": load_drafts(checkpoint, options.layers.get(checkpoint, 1), target) if "draft" in roles else None,
     }
-    return {**result, "stand_ins": sorted(STAND_INS)}
+    return {**result, "stand_ins": sorted(STAND_INS), "alone": main != checkpoint}
 
 
 def load_drafts(checkpoint: str, layers: int, target: Watch) -> dict[str, Any] | None:
