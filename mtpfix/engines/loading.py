@@ -209,7 +209,10 @@ def _load(
                 written[suffix] = written.get(suffix, 0) + 1
                 shape = expected.get(place.module, NOTHING).get(suffix)
                 whole = Parameter(PLAIN_DTYPES if part.dtype in UNLIKE_PLAIN else (part.dtype,), "")
-                yield from _compare(module, place, suffix, part, part.shape if shape is None else shape, whole, loader)
+                if planned.scalars_joined is None:  # else it is joined, and dropped then
+                    yield from _compare(
+                        module, place, suffix, part, part.shape if shape is None else shape, whole, loader
+                    )
                 continue
             parameter = table.get(suffix) or (table.get("weight") if suffix == "" else None)
             if suffix in loader.unplaced or (planned.suffixes and suffix not in planned.suffixes):
