@@ -243,3 +243,20 @@ def test_ranks_beyond_the_groups_of_norms_are_refused_by_ling(tmp_path: Path) ->
     build(tmp_path / "c", "bailing_v2_5", "mixed", numbers={"group_norm_size": 1})
     (row,) = scan(tmp_path / "c", engines=["vllm==0.32.0"], tp=2).engines
     assert row.prediction.target.error == "AssertionError: tp_size must be <= group_norm_size for local rms norm"
+
+
+# ------------------------------------------------------------------------------------------------------- GLM-OCR
+
+
+def test_a_merger_of_glm_ocr_whose_width_is_not_told_is_not_predicted_where_it_is_read_in_part(tmp_path: Path) -> None:
+    build(tmp_path / "c", "glm_ocr", "excluded-exact")
+    told = scan(tmp_path / "c", engines=["sglang==0.5.19", "sglang==0.5.23"])
+    assert Verdict.UNKNOWN not in {row.prediction.target.verdict for row in told.engines}
+    path = tmp_path / "c" / "config.json"
+    config = json.loads(path.read_text())
+    del config["vision_config"]["projection_intermediate_size"]
+    path.write_text(json.dumps(config))
+    for release, known in (("0.5.19", True), ("0.5.23", False)):
+        (row,) = scan(tmp_path / "c", engines=[f"sglang=={release}"]).engines
+        assert (row.prediction.target.verdict is not Verdict.UNKNOWN) is known
+    assert "projection_intermediate_size" in (row.prediction.target.reason or "")

@@ -146,6 +146,7 @@ def _glm_ocr(size: Size) -> Config:
         "num_heads": 16,
         "out_hidden_size": 1536,
         "patch_size": 14,
+        "projection_intermediate_size": 4608 if size == "full" else 384,
         "rms_norm_eps": 1e-05,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,

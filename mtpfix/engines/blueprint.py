@@ -307,7 +307,8 @@ def holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
     """Return whether a module's `when` holds for one layer; see docs/knowledge.md for the closed set of conditions."""
     if condition is None:
         return True
-    value = value_of(numbers.decoder, condition["key"])
+    key = condition["key"]
+    value = value_of(numbers.config, key[1:]) if key.startswith("/") else value_of(numbers.decoder, key)
     if "set" in condition:
         return (value is not None) is condition["set"]
     if "value" in condition:
