@@ -335,9 +335,8 @@ def _prune(search: _Search) -> None:
     )
     if not 1 < len(entries) <= MOST_PRUNED:
         return
-    listed = [one for one in entries if not _said_elsewhere(search, one)]
     kept = search.steps
-    for entry in reversed(listed):
+    for entry in reversed(entries):
         fewer = [
             replace(
                 step,
@@ -348,7 +347,9 @@ def _prune(search: _Search) -> None:
             for step in kept
         ]
         without = Trial(search.trial.origin, tuple(one for step in fewer for one in step.operations))
-        if not without.bad - search.trial.bad and not search.spoilt(without.operations):
+        if _says(without, entry) or without.bad - search.trial.bad:
+            continue
+        if not search.spoilt(without.operations):
             kept = fewer
     if kept is not search.steps:
         search.steps = [_repriced(Trial(search.trial.origin), kept, number) for number in range(len(kept))]
@@ -356,9 +357,9 @@ def _prune(search: _Search) -> None:
         search.trial = Trial(search.trial.origin, tuple(one for step in search.steps for one in step.operations))
 
 
-def _said_elsewhere(search: _Search, entry: str) -> bool:
-    """Return whether one of the files had the entry before, so that the other is only to say the same."""
-    return any(entry in block.excludes for block in search.trial.origin.checkpoint.declarations)
+def _says(trial: Trial, entry: str) -> bool:
+    """Return whether one of the files has the entry all the same, so that the other is only to say the same."""
+    return any(entry in block.excludes for block in trial.context.checkpoint.declarations)
 
 
 def _repriced(origin: Trial, steps: Sequence[Repair], number: int) -> Repair:
