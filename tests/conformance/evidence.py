@@ -81,12 +81,16 @@ def bears(text: str, line: int, fact: Fact) -> bool | None:
         return _raises(statement, function, does, str(fact.get("text", "")), text)
     if "mapped" in fact:
         return _maps(statement, fact["mapped"])
+    if isinstance(fact.get("is"), dict) and fact["is"] and set(fact["is"]) <= PARTIAL_SCALARS:
+        return "scalar" in _source(statement, text)
     if isinstance(fact.get("is"), (list, dict)) and (words := list(_strings(fact["is"]))):
         outer = next((one for one in reversed(statements) if isinstance(one, _SCOPES)), statement)
         return any(word in _source(statement, text) or word in ast.unparse(outer) for word in words)
     return None
 
 
+PARTIAL_SCALARS = {"formats", "dialects"}
+"""Keys of a fact that says where a loader writes a scale of one number into the first place alone."""
 _SCOPES = (ast.FunctionDef, ast.ClassDef)
 
 
