@@ -25,8 +25,8 @@ SAYS: Mapping[Verdict, tuple[str, str]] = {
 """What is said of a model, and of two."""
 
 
-HOPELESS = ("MTP103", "MTP602")
-"""Rules of releases that raise whatever the checkpoint holds, where they offer no repair."""
+CANNOT_BUILD = "MTP602"
+"""The rule of releases that raise whatever the checkpoint holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def repair_command(report: Report) -> str | None:
 
 def _requirements(report: Report, broken: Sequence[Finding]) -> Iterator[str]:
     """Yield, for each engine, the scanned releases from the oldest that is broken, without those that nothing mends."""
-    hopeless = _named(finding for finding in report.findings if finding.rule in HOPELESS and not finding.fixes)
+    hopeless = _named(finding for finding in report.findings if finding.rule == CANNOT_BUILD)
     for engine, versions in sorted(_named(broken).items()):
         mendable = versions - hopeless.get(engine, set())
         if not mendable:

@@ -116,3 +116,8 @@ def test_the_repair_asks_for_what_it_needs() -> None:
     assert command == f"{BEGINNING} --for 'vllm>=0.18.1' --graft BASE_MODEL"
     command = repair_command(broken(replace(found, fixes=(off,))))
     assert command == f"{BEGINNING} --for 'vllm>=0.18.1' --unsafe-fixes"
+
+
+def test_the_repair_is_for_releases_whose_arrays_a_graft_makes_long_enough() -> None:
+    short = replace(samples.finding(), rule="MTP103", fixes=())
+    assert repair_command(broken(samples.finding(), short)) == f"{BEGINNING} --for 'vllm>=0.18.1'"
