@@ -52,7 +52,7 @@ def cases() -> Iterator[tuple[str, str]]:
 def is_asked(release: str, family: str) -> bool:
     """Return whether a release can be asked about a family: whether its loader here is the one that users get.
 
-    Of another engine than vLLM: whether anything is known of the architecture there.
+    Of another engine than vLLM: whether anything is predicted of the architecture there.
     """
     engine, _, version = release.partition("-")
     if engine == "vllm":
@@ -60,7 +60,8 @@ def is_asked(release: str, family: str) -> bool:
     architecture = FAMILIES[family].config("tiny")["architectures"][0]
     if (known := match(architecture)) is None:
         return False
-    return any(architecture in block.get("architectures", known.architectures) for block in known.table.get(engine, ()))
+    blocks = (block for block in known.table.get(engine, ()) if "*" not in block.get("unpredicted", ()))
+    return any(architecture in block.get("architectures", known.architectures) for block in blocks)
 
 
 def ask(release: str, checkpoints: Sequence[Path], runner: str | None = None, *, ranks: int = 1) -> Iterator[Answer]:
