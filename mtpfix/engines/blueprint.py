@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtpfix.facts import Table, covers, pick
-from mtpfix.families import Family, Numbers, fill, value_of
+from mtpfix.families import Family, Numbers, fill
 from mtpfix.model import Stored
 
 SLOTS = ("w1", "w3", "w13", "w2")
@@ -307,8 +307,7 @@ def holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
     """Return whether a module's `when` holds for one layer; see docs/knowledge.md for the closed set of conditions."""
     if condition is None:
         return True
-    key = condition["key"]
-    value = value_of(numbers.config, key[1:]) if key.startswith("/") else value_of(numbers.decoder, key)
+    value = numbers.value(condition["key"])
     if "set" in condition:
         return (value is not None) is condition["set"]
     if "value" in condition:

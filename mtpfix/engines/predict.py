@@ -44,13 +44,13 @@ from mtpfix.facts import Table, covers, pick
 from mtpfix.families import (
     Family,
     Numbers,
+    architecture_of,
     branch_prefixes,
     fill,
     fill_mapper,
     match,
     read_numbers,
     served_as,
-    value_of,
 )
 from mtpfix.model import (
     Built,
@@ -88,8 +88,7 @@ class Subject:
     @cached_property
     def architecture(self) -> str | None:
         """Return `architectures[0]` of the configuration."""
-        names = self.checkpoint.config.get("architectures")
-        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+        return architecture_of(self.checkpoint.config)
 
     @cached_property
     def family(self) -> Family | None:
@@ -500,7 +499,7 @@ def _broken(block: Table, version: str, method: str, numbers: Numbers) -> Iterat
         because = (str(fact.get("source", "")),)
         text = fill(fact["text"], numbers)
         if "when" in fact:
-            text = text.replace("{value}", str(value_of(numbers.decoder, fact["when"]["key"])))
+            text = text.replace("{value}", str(numbers.value(fact["when"]["key"])))
         yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, because, (CONSTRUCT, "", ""))
 
 

@@ -63,6 +63,13 @@ class Numbers:
     config: Mapping[str, Any]
     experts: int = 0
 
+    def value(self, key: str) -> Any:
+        """Return the value of a key of the decoder's object or, where it begins with `/`, of the whole configuration.
+
+        `outer.inner` is the key of an object inside; an absent key has the value None.
+        """
+        return value_of(self.config, key[1:]) if key.startswith("/") else value_of(self.decoder, key)
+
 
 def load(name: str) -> Family:
     """Load one family by its name; raises FileNotFoundError for an unknown one."""
@@ -93,6 +100,18 @@ def match(architecture: str | None) -> Family | None:
     return None
 
 
+def architecture_of(config: Mapping[str, Any]) -> str | None:
+    """Return `architectures[0]` of a configuration, None where it names none."""
+    listed = config.get("architectures")
+    first = listed[0] if isinstance(listed, list) and listed else None
+    return first if isinstance(first, str) else None
+
+
+def family_of(config: Mapping[str, Any]) -> Family | None:
+    """Return the family of the architecture that a configuration names, or None when no file knows it."""
+    return match(architecture_of(config))
+
+
 def read_numbers(family: Family, config: Mapping[str, Any]) -> Numbers:
     """Read the layer counts a family's templates need from a configuration; absent or malformed ones count as 0."""
     decoder = config
@@ -117,9 +136,7 @@ def count_layers(config: Mapping[str, Any]) -> int:
 
     The keys are those of its architecture's family; where no file knows that, those of any.
     """
-    listed = config.get("architectures")
-    first = listed[0] if isinstance(listed, list) and listed else None
-    known = match(first) if isinstance(first, str) else None
+    known = family_of(config)
     for family in [known] if known else map(load, names()):
         places = [config[key] for key in family.table.get("text", ()) if isinstance(config.get(key), Mapping)]
         found = _number(family.table["numbers"].get("K", ()), *places[:1], config)
@@ -130,9 +147,7 @@ def count_layers(config: Mapping[str, Any]) -> int:
 
 def options_for(config: Mapping[str, Any]) -> Table:
     """Return, by engine, what it has to be started with to serve a configuration; empty where nothing is known."""
-    listed = config.get("architectures")
-    first = listed[0] if isinstance(listed, list) and listed else None
-    family = match(first if isinstance(first, str) else None)
+    family = family_of(config)
     return family.table.get("options", {}) if family is not None else {}
 
 
@@ -141,9 +156,7 @@ def main_model(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
     A drafter is a checkpoint that holds a draft alone; its family says in `beside` which model that drafts for.
     """
-    listed = config.get("architectures")
-    first = listed[0] if isinstance(listed, list) and listed else None
-    family = match(first if isinstance(first, str) else None)
+    family = family_of(config)
     beside = family.table.get("beside") if family is not None else None
     if family is None or beside is None:
         return None
@@ -222,9 +235,7 @@ def files_of_branch(config: Mapping[str, Any], index: Index) -> frozenset[str] |
 
     Decoder layers beyond the last of the main model count, whatever number of MTP layers is declared.
     """
-    architectures = config.get("architectures")
-    first = architectures[0] if isinstance(architectures, list) and architectures else None
-    family = match(first if isinstance(first, str) else None)
+    family = family_of(config)
     if family is None:
         return None
     numbers = read_numbers(family, config)

@@ -72,13 +72,13 @@ class Device:
     """Runs kernels and complains about faults and about bytes written outside of the outputs."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
+        self.loaded = library
 
     def launch(self, kernel: str, grid: int, block: int, *arguments: object) -> None:
         """Start a kernel as cuLaunchKernel does: whole numbers are pointers, everything else is a ctypes value."""
         values = [ctypes.c_void_p(value) if isinstance(value, int) else value for value in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))  # type: ignore[arg-type]
-        function = getattr(self.library, f"launch_{kernel}")
+        function = getattr(self.loaded, f"launch_{kernel}")
         function.restype = ctypes.c_char_p
         fault = function(ctypes.c_uint32(grid), ctypes.c_uint32(block), pointers, ctypes.c_uint32(len(values)))
         if fault:

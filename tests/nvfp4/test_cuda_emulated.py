@@ -197,7 +197,7 @@ def test_dequantizing_gives_the_reference_numbers(device: Device, dtype: torch.d
 
 
 def test_the_fp4_instruction_rounds_as_the_core_does(any_device: Device) -> None:
-    differing = any_device.library.differing_codes
+    differing = any_device.loaded.differing_codes
     differing.restype = ctypes.c_uint32
     differing.argtypes = (ctypes.c_uint32, ctypes.c_uint32)
     for threshold in (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0, 7.0, 0.0, 1e-45, 3.4028234663852886e38, torch.inf):
@@ -207,7 +207,7 @@ def test_the_fp4_instruction_rounds_as_the_core_does(any_device: Device) -> None
 
 
 def test_the_corrected_reciprocal_is_the_division(any_device: Device) -> None:
-    differing = any_device.library.differing_quotients
+    differing = any_device.loaded.differing_quotients
     differing.restype = ctypes.c_ulonglong
     differing.argtypes = (ctypes.c_int, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int)
     one = 0x3F800000
@@ -220,7 +220,7 @@ def test_the_corrected_reciprocal_is_the_division(any_device: Device) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [0, 1 << 31], ids=["positive", "negative"])
 def test_the_fp4_instruction_rounds_every_number_as_the_core_does(any_device: Device, sign: int) -> None:
-    differing = any_device.library.differing_codes
+    differing = any_device.loaded.differing_codes
     differing.restype = ctypes.c_uint32
     differing.argtypes = (ctypes.c_uint32, ctypes.c_uint32)
     eighth, eight = (int(torch.tensor(number).view(torch.int32)) for number in (0.125, 8.0))
@@ -229,7 +229,7 @@ def test_the_fp4_instruction_rounds_every_number_as_the_core_does(any_device: De
 
 @pytest.mark.slow
 def test_the_corrected_reciprocal_is_the_division_for_every_number(any_device: Device) -> None:
-    differing = any_device.library.differing_quotients
+    differing = any_device.loaded.differing_quotients
     differing.restype = ctypes.c_ulonglong
     differing.argtypes = (ctypes.c_int, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int)
     assert differing(8, 0x3F800000, 0x3FFFFFFF, 1) == 0
