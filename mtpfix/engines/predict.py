@@ -8,65 +8,51 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from mtpfix.checkpoint.names import split_name
-from mtpfix.checkpoint.stored import stored_modules
 from mtpfix.engines import Engine, load
-from mtpfix.engines.blueprint import Blueprint, Names, Planned, draw, full_names, holds
-from mtpfix.engines.decide import Decider, Decision, Lists, prepare_lists
+from mtpfix.engines.blueprint import Planned, draw, holds
+from mtpfix.engines.construction import construct_class, construct_module, look_at_weight, read_arrays
+from mtpfix.engines.decide import Decider, Lists, prepare_lists
 from mtpfix.engines.gptq import METHODS as GPTQ
 from mtpfix.engines.gptq import odd_experts, packed_names
 from mtpfix.engines.loading import (
-    CACHE_SCALES,
-    COMPLETE,
     CONSTRUCT,
-    Kind,
     Loader,
     Module,
-    Unnamed,
-    is_excepted,
     load_module,
-    refuse,
-    unknown_part,
 )
 from mtpfix.engines.mapping import from_toml
-from mtpfix.engines.parameters import parameters_of
+from mtpfix.engines.remaining import (
+    judge_absent_layers,
+    judge_absent_shards,
+    judge_unplaced,
+    judge_unquantized,
+    judge_unwritten,
+)
 from mtpfix.engines.resolve import resolve
 from mtpfix.engines.resolved import Resolved
-from mtpfix.engines.shapes import Shapes, read_shapes
+from mtpfix.engines.shapes import Shapes
 from mtpfix.engines.split import split_module, split_numbers
+from mtpfix.engines.subject import Subject
 from mtpfix.facts import Table, covers, pick
 from mtpfix.families import (
     Family,
     Numbers,
-    architecture_of,
-    branch_prefixes,
     fill,
     fill_mapper,
-    match,
-    read_numbers,
-    served_as,
 )
 from mtpfix.model import (
     Built,
     Checkpoint,
-    Confidence,
     Declaration,
-    Dialect,
     Event,
-    Fault,
-    Format,
     ModelPrediction,
-    MtpSummary,
     Outcome,
     Prediction,
     Role,
-    Stored,
     Verdict,
 )
 
@@ -77,103 +63,6 @@ LEFT_OUT = "only the shards of the MTP branch were read"
 
 UNSURE = "{module} is quantized or built so, the draft takes it from the main model, and it was not read"
 PLAIN_PARTS = frozenset(("weight", "bias"))
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A checkpoint with everything that every engine release looks at, computed once."""
-
-    checkpoint: Checkpoint
-
-    @cached_property
-    def architecture(self) -> str | None:
-        """Return `architectures[0]` of the configuration."""
-        return architecture_of(self.checkpoint.config)
-
-    @cached_property
-    def family(self) -> Family | None:
-        """Return the family that knows the architecture."""
-        return match(self.architecture)
-
-    @cached_property
-    def served_as(self) -> str:
-        """Return the architecture that engines serve it as: its own, unless its family knows a configuration better."""
-        if self.family is None or self.numbers is None:
-            return self.architecture or ""
-        return served_as(self.family, self.architecture or "", self.numbers)
-
-    @cached_property
-    def stored(self) -> Mapping[str, Stored]:
-        """Return the stored modules by name."""
-        return stored_modules(self.checkpoint.tensors)
-
-    @cached_property
-    def loadable(self) -> Mapping[str, Stored]:
-        """Return the stored modules that engines get to see: where there is an index, only files it names."""
-        shards = self.checkpoint.shards if self.checkpoint.has_index else ()
-        dropped = {shard.name for shard in shards if shard.tensors and not shard.indexed}
-        if not dropped:
-            return self.stored
-        return stored_modules(tensor for tensor in self.checkpoint.tensors if tensor.shard not in dropped)
-
-    @cached_property
-    def names(self) -> Names:
-        """Return the index of the names that engines get to see."""
-        unseen = {name: Stored(name, Format.UNKNOWN, Dialect.OTHER, (), {}) for name in self.elsewhere}
-        return Names({**unseen, **self.loadable} if unseen else self.loadable)
-
-    @cached_property
-    def elsewhere(self) -> Mapping[str, frozenset[str]]:
-        """Return the modules that lie in shards nobody asked for, and how the names of their tensors end."""
-        found: dict[str, set[str]] = {}
-        for name in self.checkpoint.elsewhere:
-            module, suffix = split_name(name)
-            found.setdefault(module, set()).add(suffix)
-        return {module: frozenset(suffixes) for module, suffixes in found.items()}
-
-    @cached_property
-    def numbers(self) -> Numbers | None:
-        """Return the layer counts, where the family is known."""
-        return read_numbers(self.family, self.checkpoint.config) if self.family else None
-
-    @cached_property
-    def shapes(self) -> Shapes:
-        """Return the shapes that the configuration gives the tensors, where the family says."""
-        return read_shapes(self.family, self.numbers) if self.family and self.numbers else Shapes()
-
-    @cached_property
-    def mtp(self) -> MtpSummary:
-        """Return what is declared and stored of the MTP branch."""
-        if self.family is None or self.numbers is None:
-            return MtpSummary(0, present=False, tensors=0)
-        prefixes = branch_prefixes(self.family, self.numbers)
-        count = sum(tensor.count for tensor in self.checkpoint.tensors if tensor.name.startswith(prefixes))
-        if not self.checkpoint.headers:
-            count = sum(name.startswith(prefixes) for name in self.checkpoint.lost)
-        declared = self.numbers.mtp if self.numbers.declared else 0
-        return MtpSummary(declared, present=count > 0, tensors=count, prefixes=prefixes)
-
-    def confidence(self, engine: Engine, version: str) -> Confidence:
-        """Return whether a release was run with checkpoints of this architecture, of GPTQ where it is that, or read."""
-        if self.family is None:
-            return Confidence.DERIVED
-        run = self.family.table.get("gptq", {}).get(engine.name, ())
-        if version not in run and any(block.method == "gptq" for block in self.checkpoint.declarations):
-            return Confidence.DERIVED
-        return engine.confidence(version, self.family, self.served_as)
-
-    @property
-    def branch_is_loadable(self) -> bool:
-        """Return whether engines get to see any tensor of the branch."""
-        return any(module.startswith(self._branch) for module in self.loadable) if self._branch else False
-
-    def in_branch(self, module: str) -> bool:
-        """Return whether a module, by its name on disk, belongs to the MTP branch."""
-        return self.family is not None and self.numbers is not None and module.startswith(self._branch)
-
-    @cached_property
-    def _branch(self) -> tuple[str, ...]:
-        return branch_prefixes(self.family, self.numbers) if self.family and self.numbers else ()
 
 
 def predict(
@@ -286,7 +175,7 @@ def _predict_role(
         error, text = resolved.error
         order = (CONSTRUCT, "", "")
         event = Event("declaration-refused", Outcome.CRASH, "", "", error, text, resolved.because, order)
-        earlier = [replace(one, order=order) for one in _short_arrays(block, numbers, version, unset_first=True)]
+        earlier = [replace(one, order=order) for one in read_arrays(block, numbers, version, unset_first=True)]
         return _verdict(role, (), [*earlier, event]), None
     if not resolved.simulated:
         reason = resolved.reason or f"the quantization method {resolved.method} is not predicted"
@@ -400,8 +289,10 @@ def _simulate(
         return _unpredicted(role, "no family file knows this architecture")
     loader = _loader(family, block, engine, version, numbers, resolved, subject.shapes)
     blueprint = draw(family, block, numbers, subject.names, version)
-    broken = _broken(block, version, resolved.method or "", numbers)
-    events: list[Event] = [*broken, *_short_arrays(block, numbers, version)]
+    events: list[Event] = [
+        *construct_class(block, version, resolved.method or "", numbers),
+        *read_arrays(block, numbers, version),
+    ]
     checks: list[Table] = []
     if ranks > 1:
         refused = [*split_numbers(engine.table.get("split_numbers", ()), numbers, version, ranks)]
@@ -429,13 +320,13 @@ def _simulate(
             order = (CONSTRUCT, f"{position:08d}", "")
             first = names[0] if names else planned.prefix
             events.append(Event("fused-partly-listed", Outcome.CRASH, first, "", error, text, because, order))
-        events += _refused(planned, decision.format, resolved.method or "", position)
+        events += construct_module(planned, decision.format, resolved.method or "", position)
         unread = [name for name in names if name in subject.elsewhere]
         if unread:  # the draft shares it with the main model: it is harmless where both keep it in 16 bits
             if not decision.format.plain or any(subject.elsewhere[name] - PLAIN_PARTS for name in unread):
                 unsure += unread
             continue
-        events += _nameless(planned, decision, position)
+        events += look_at_weight(planned, decision, position)
         if planned.layer != "norm":
             built.append(Built(names, planned.prefix, planned.layer, decision.format, because, decision.entry))
         module = Module(planned, decision.format, decision.dialect, because, position)
@@ -443,27 +334,16 @@ def _simulate(
         if checks:
             events += split_module(module, subject.loadable, checks, numbers, ranks)
         events += load_module(module, subject.loadable, loader)
-    events += _leftovers(subject, blueprint, modules, loader)
-    events += _absent_shards(subject, engine, version, role)
-    events += _absent_layers(blueprint, loader, numbers)
-    events += _incomplete(events, loader, resolved.method or "", numbers)
+    events += judge_unplaced(subject, blueprint, modules, loader)
+    events += judge_absent_shards(subject, engine, version, role)
+    events += judge_absent_layers(blueprint, loader, numbers)
+    events += judge_unwritten(events, loader, resolved.method or "", numbers)
     if resolved.method is None:
-        events += _unquantized(events, engine, version)
+        events += judge_unquantized(events, engine, version)
     judged = _verdict(role, tuple(built), events)
     if unsure and judged.verdict is Verdict.LOADS:
         return replace(judged, verdict=Verdict.UNKNOWN, reason=UNSURE.replace("{module}", unsure[0]))
     return judged
-
-
-def _refused(planned: Planned, built: Format, method: str, position: int) -> Iterator[Event]:
-    """Yield what the constructor of a module raises that cannot be quantized so, unless its lists leave it plain."""
-    fact = planned.refused
-    if method in fact.get("methods", {}) and (not built.plain or method in fact.get("unasked", ())):
-        text = fact["text"].replace("{config}", fact["methods"][method])
-        first = planned.places[0].module if planned.places else planned.prefix
-        kind: Kind = "class-broken" if built.plain else "plain-into-quantized"
-        order = (CONSTRUCT, f"{position:08d}", "")
-        yield Event(kind, Outcome.CRASH, first, "", fact["does"], text, (fact["source"],), order)
 
 
 def _is_there(planned: Planned, decider: Decider, method: str | None) -> bool:
@@ -490,191 +370,6 @@ def _is_listed(planned: Planned, resolved: Resolved) -> bool:
     return bool(beginning) and any(name.startswith(beginning) for name in resolved.layers)
 
 
-def _broken(block: Table, version: str, method: str, numbers: Numbers) -> Iterator[Event]:
-    """Yield the error of a model class that cannot be constructed at a release, whatever the checkpoint holds."""
-    fact = pick(block.get("broken"), version)
-    if not fact or fact["does"] == "silent" or method not in fact.get("methods", (method,)):
-        return
-    if holds(fact.get("when"), numbers, None):
-        because = (str(fact.get("source", "")),)
-        text = fill(fact["text"], numbers)
-        if "when" in fact:
-            text = text.replace("{value}", str(numbers.value(fact["when"]["key"])))
-        yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, because, (CONSTRUCT, "", ""))
-
-
-def _nameless(planned: Planned, decision: Decision, position: int) -> Iterator[Event]:
-    """Yield the error of a class that looks at the `weight` of a module whose weight has another name."""
-    fact = planned.reads_weight
-    if fact and "weight" not in parameters_of(decision.format, decision.dialect):
-        order = (CONSTRUCT, f"{position:08d}", "~")
-        because = (str(fact.get("source", "")),)
-        yield Event("class-broken", Outcome.CRASH, planned.prefix, "", fact["does"], fact["text"], because, order)
-
-
-def _short_arrays(block: Table, numbers: Numbers, version: str, *, unset_first: bool = False) -> Iterator[Event]:
-    """Yield what is raised for arrays that are shorter than what is read of them, or absent.
-
-    With `unset_first` only for absent ones that are missed before anybody asks how the checkpoint is quantized.
-    """
-    for fact in block.get("arrays", ()):
-        if not covers(fact.get("versions", "*"), version) or (unset_first and not fact.get("unset_first")):
-            continue
-        needed = _length(fact["length"], numbers)
-        for key in fact["keys"]:
-            value = numbers.decoder.get(key)
-            if value is None and "unset" in fact:
-                because = (str(fact.get("source", "")),)
-                order = (CONSTRUCT, "", key)
-                yield Event("array-short", Outcome.CRASH, key, "", fact["unset"], fact["unset_text"], because, order)
-            if unset_first:
-                continue
-            kept = (
-                min(len(value), numbers.layers) if fact.get("cut") == "N" and isinstance(value, (list, str)) else None
-            )
-            if isinstance(value, (list, str)) and value and (len(value) if kept is None else kept) < needed:
-                text = str(fact["text"]).replace("{key}", key)
-                because = (str(fact.get("source", "")),)
-                yield Event("array-short", Outcome.CRASH, key, "", fact["does"], text, because, (CONSTRUCT, "", key))
-                break
-
-
-def _length(length: str | int, numbers: Numbers) -> int:
-    """Return how many entries of a per-layer array are read: all decoder layers, the MTP layers too, or a number."""
-    return length if isinstance(length, int) else numbers.layers + (numbers.mtp if length == "N+K" else 0)
-
-
-def _leftovers(subject: Subject, blueprint: Blueprint, modules: Sequence[Module], loader: Loader) -> Iterator[Event]:
-    """Yield what the loader does with tensors of modules that it does not construct.
-
-    A name below one that it does construct is a part of that, which it has no parameter for.
-    """
-    paths = frozenset(
-        path for planned in blueprint.modules for path in accumulate(planned.param.split("."), "{}.{}".format)
-    )
-    for item in subject.loadable.values():
-        module = item.module
-        if module in blueprint.claimed:
-            continue
-        for suffix, name in full_names(item):
-            if (stopped := _stopped(item, suffix, name, loader)) is not None:
-                yield stopped
-                break
-            if not loader.looks_at(name):
-                continue
-            above, _, rest = module.rpartition(".")
-            if not suffix and above in blueprint.claimed:
-                yield from _part_of(modules, above, rest, item, loader)
-                break
-            if is_excepted(name, loader.unknown) or suffix in CACHE_SCALES:
-                continue
-            mapper = loader.mappers.get(str(loader.unknown.get("unplaced") or loader.unknown.get("renames")))
-            path = mapper.map(name) if mapper is not None else name
-            path = _cut(path or name, loader.unknown, paths) if loader.unknown.get("cut") else path or name
-            words = {"name": path, "prefix": module, "tensor": name, "below": suffix}
-            found = Unnamed("unknown-tensor", module, name, item.parts[suffix].order[0], ())
-            yield refuse(loader.unknown, words, loader, found)
-            break
-
-
-def _part_of(modules: Sequence[Module], name: str, suffix: str, item: Stored, loader: Loader) -> Iterator[Event]:
-    for module in modules:
-        for place in module.planned.places:
-            if place.module == name:
-                yield from unknown_part(module, place, suffix, item.parts[""], "same", loader)
-                return
-
-
-def _stopped(item: Stored, suffix: str, name: str, loader: Loader) -> Event | None:
-    """Return what is raised where a name ends at a class, around the one that loads it, which has nothing of it."""
-    path = name
-    for level in loader.levels:
-        mapper = loader.mappers.get(level.get("renames", ""))
-        path = (mapper.map(path) or path) if mapper is not None else path
-        if not path.startswith(level["below"]):
-            break
-        first = path.removeprefix(level["below"]).partition(".")[0]
-        if first not in level["has"]:
-            found = Unnamed("unknown-tensor", item.module, name, item.parts[suffix].order[0], ())
-            return refuse(level, {"name": first}, loader, found)
-    return None
-
-
-def _cut(name: str, fact: Table, paths: frozenset[str]) -> str:
-    """Return a name up to its first component that no module of the model has, as loaders that descend report it."""
-    root = fact.get("strip", "")
-    parts = name.removeprefix(root).split(".")
-    for length in range(1, len(parts)):
-        beginning = ".".join(parts[:length])
-        if not any(path == beginning or path.endswith(f".{beginning}") for path in paths):
-            return root + beginning if name.startswith(root) else beginning
-    return name
-
-
-def _absent_shards(subject: Subject, engine: Engine, version: str, role: Role) -> Iterator[Event]:
-    """Yield what an engine does when the index names files that are not there, or tensors that no file holds."""
-    fact, source = engine.fact("index_shard_absent", version)
-    absent = any(problem.fault is Fault.SHARD_ABSENT for problem in subject.checkpoint.problems)
-    if absent and fact and fact["does"] != "silent":
-        text = str(fact["text"]).replace("{files}", "{…}")
-        yield Event("shard-absent", Outcome.CRASH, "", "", fact["does"], text, (source,), (CONSTRUCT, "~", ""))
-        return
-    mine = [name for name in subject.checkpoint.lost if subject.in_branch(name) == (role == "draft")]
-    if mine:
-        order = (COMPLETE, "", "")
-        yield Event("shard-absent", Outcome.SILENT, "", mine[0], "", "", (source,), order, len(mine))
-
-
-def _unquantized(events: Sequence[Event], engine: Engine, version: str) -> Iterator[Event]:
-    """Yield what an engine raises for parameters without a tensor where the model counts as unquantized."""
-    fact, source = engine.fact("missing_parameters_unquantized", version)
-    first = next((event for event in events if event.kind in ("layer-absent", "weight-missing")), None)
-    if fact and fact["does"] != "silent" and first is not None:
-        text = str(fact["text"]).replace("{names}", "{…}")
-        order = (COMPLETE, "~~", "")
-        yield Event(first.kind, Outcome.CRASH, first.module, "", fact["does"], text, (source,), order)
-
-
-def _absent_layers(blueprint: Blueprint, loader: Loader, numbers: Numbers) -> Iterator[Event]:
-    for index, name in blueprint.absent:
-        fact = loader.absent
-        layer = numbers.layers + index
-        because = tuple(filter(None, (fact.get("source"),)))
-        crash = fact["does"] != "silent"
-        yield Event(
-            "layer-absent",
-            Outcome.CRASH if crash else Outcome.SILENT,
-            name,
-            "",
-            fact["does"] if crash else "",
-            str(fact.get("text", "")).replace("{layer}", str(layer)).replace("{index}", str(index)) if crash else "",
-            because,
-            (COMPLETE, f"{index:08d}", ""),
-        )
-
-
-def _incomplete(events: Sequence[Event], loader: Loader, method: str, numbers: Numbers) -> Iterator[Event]:
-    """Yield what a loader that counts its parameters raises where one stayed unwritten."""
-    fact = loader.incomplete
-    if fact["does"] == "silent" or (method and fact.get("unquantized")):
-        return
-    always = fact.get("always_for", {}).get(method)
-    if always is not None:
-        name = fill(always, numbers)
-        text = str(fact.get("text", "")).replace("{name}", name)
-        order = (COMPLETE, "", "")
-        yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, (fact.get("source", ""),), order)
-        return
-    first = next(
-        (event for event in events if event.outcome is Outcome.SILENT and event.order[0] == COMPLETE),
-        None,
-    )
-    if first is not None:
-        text = str(fact.get("text", "")).replace("{name}", "…")  # the engine names one of a set, at random
-        because = (*first.because, fact.get("source", ""))
-        yield Event(first.kind, Outcome.CRASH, first.module, "", fact["does"], text, because, (COMPLETE, "~", ""))
-
-
 def _verdict(role: Role, built: tuple[Built, ...], events: Sequence[Event]) -> ModelPrediction:
     ordered = tuple(sorted(events, key=lambda event: event.order))
     crash = next((event for event in ordered if event.outcome is Outcome.CRASH), None)
@@ -685,4 +380,4 @@ def _verdict(role: Role, built: tuple[Built, ...], events: Sequence[Event]) -> M
     return ModelPrediction(role, Verdict.SILENT if silent else Verdict.LOADS, None, None, built, ordered)
 
 
-__all__ = ["Subject", "knowledge_key", "predict"]
+__all__ = ["knowledge_key", "predict"]

@@ -15,7 +15,7 @@ from mtpfix.checkpoint import open_checkpoint
 from mtpfix.checkpoint.folder import published
 from mtpfix.checkpoint.names import describe_names, split_name
 from mtpfix.checkpoint.ref import shown
-from mtpfix.engines.predict import Subject
+from mtpfix.engines.subject import Subject
 from mtpfix.errors import MtpfixError, NothingToCheck, UsageError
 from mtpfix.families import branch_prefixes
 from mtpfix.fix.arrays import indexed_keys

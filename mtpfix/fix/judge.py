@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from mtpfix.engines import load, resolve_requests
-from mtpfix.engines.predict import Subject
+from mtpfix.engines.subject import Subject
 from mtpfix.fix.suggest import suggest
 from mtpfix.model import Checkpoint, Fault, Finding, Ignore, Report
 from mtpfix.rules import run

@@ -14,7 +14,7 @@ from mtpfix.checkpoint import open_checkpoint, read_scalars
 from mtpfix.checkpoint.opening import HF
 from mtpfix.checkpoint.ref import shown
 from mtpfix.engines import Request, names, resolve_requests
-from mtpfix.engines.predict import Subject
+from mtpfix.engines.subject import Subject
 from mtpfix.errors import MtpfixError, NothingToCheck, UsageError
 from mtpfix.fix.changes import Changes, Link, Progress, Snapshot, Written
 from mtpfix.fix.check import checker

@@ -14,7 +14,8 @@ from packaging.version import InvalidVersion, Version
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.checkpoint.ref import shown
 from mtpfix.engines import Engine
-from mtpfix.engines.predict import Subject, predict
+from mtpfix.engines.predict import predict
+from mtpfix.engines.subject import Subject
 from mtpfix.errors import MtpfixError
 from mtpfix.facts import covers
 from mtpfix.model import Checkpoint, Observation, Prediction, Role, Verdict, Verification

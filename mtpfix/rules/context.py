@@ -13,7 +13,8 @@ from datetime import date
 from functools import cached_property
 
 from mtpfix.engines import Engine, Request, range_text
-from mtpfix.engines.predict import Subject, knowledge_key, predict
+from mtpfix.engines.predict import knowledge_key, predict
+from mtpfix.engines.subject import Subject
 from mtpfix.model import (
     Built,
     Checkpoint,

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from mtpfix.checkpoint.ref import shown
-from mtpfix.engines.predict import LEFT_OUT, Subject
+from mtpfix.engines.predict import LEFT_OUT
+from mtpfix.engines.subject import Subject
 from mtpfix.model import Finding, Severity, Verdict
 from mtpfix.rules.context import Context, occurrences
 from mtpfix.rules.findings import bundle, finding, plain_finding

@@ -23,7 +23,8 @@ from packaging.version import Version
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.engines import Engine, load
 from mtpfix.engines.check import all_sources
-from mtpfix.engines.predict import Subject, predict
+from mtpfix.engines.predict import predict
+from mtpfix.engines.subject import Subject
 from mtpfix.model import Verdict
 from mtpfix.probe.answer import observation
 from mtpfix.probe.compare import by_path, differences

@@ -20,7 +20,8 @@ from random import Random
 
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.engines import load
-from mtpfix.engines.predict import Subject, predict
+from mtpfix.engines.predict import predict
+from mtpfix.engines.subject import Subject
 from mtpfix.model import ModelPrediction, Role
 from mtpfix.probe.answer import observation
 from mtpfix.probe.compare import by_path, differences

@@ -14,7 +14,8 @@ import pytest
 from mtpfix import patch
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.engines import load
-from mtpfix.engines.predict import Subject, predict
+from mtpfix.engines.predict import predict
+from mtpfix.engines.subject import Subject
 from mtpfix.families import load as load_family
 from mtpfix.model import BuiltModule, Observation, Verdict
 from mtpfix.probe.compare import by_path, differences

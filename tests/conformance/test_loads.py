@@ -18,7 +18,8 @@ from packaging.version import Version
 
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.engines import load, names
-from mtpfix.engines.predict import Subject, predict
+from mtpfix.engines.predict import predict
+from mtpfix.engines.subject import Subject
 from mtpfix.families import load as load_family
 from mtpfix.families import names as family_names
 from mtpfix.model import BuiltModule, Confidence, ModelPrediction, Observation, Verdict

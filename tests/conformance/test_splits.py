@@ -9,7 +9,8 @@ from typing import Any, Literal
 import pytest
 
 from mtpfix.checkpoint import open_checkpoint
-from mtpfix.engines.predict import Subject, predict
+from mtpfix.engines.predict import predict
+from mtpfix.engines.subject import Subject
 from mtpfix.model import Event
 from tests.conformance.record import GOLDEN
 from tests.conformance.splits import CASES, make

@@ -10,8 +10,9 @@ import pytest
 
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.checkpoint.names import split_name
-from mtpfix.engines.predict import Subject, predict
+from mtpfix.engines.predict import predict
 from mtpfix.engines.shapes import evaluate, read_shapes
+from mtpfix.engines.subject import Subject
 from mtpfix.families import Numbers, match, read_numbers
 from mtpfix.model import ModelPrediction, Verdict
 from tests.checkpoints import Plan, Tensor, plan, write

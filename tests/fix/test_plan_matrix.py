@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 
 from mtpfix.checkpoint import open_checkpoint, read_scalars
 from mtpfix.engines import load
-from mtpfix.engines.predict import Subject
+from mtpfix.engines.subject import Subject
 from mtpfix.families import match
 from mtpfix.fix.operations import Dequantize, Quantize
 from mtpfix.fix.plan import Plan, make_plan, requests_for

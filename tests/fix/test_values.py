@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mtpfix.checkpoint import open_checkpoint, read_scalars
-from mtpfix.engines.predict import Subject
+from mtpfix.engines.subject import Subject
 from mtpfix.fix.operations import Dequantize
 from mtpfix.fix.plan import make_plan, requests_for
 from mtpfix.fix.repairs import Wishes

@@ -1,0 +1,161 @@
+"""What remains when every module has its tensors: tensors of no module, and layers, shards and parameters without any.
+
+Knows what a release does about each. Which modules there are, and what becomes of their own tensors, is decided before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+from mtpfix.engines import Engine
+from mtpfix.engines.blueprint import Blueprint, full_names
+from mtpfix.engines.loading import (
+    CACHE_SCALES,
+    COMPLETE,
+    CONSTRUCT,
+    Loader,
+    Module,
+    Unnamed,
+    is_excepted,
+    refuse,
+    unknown_part,
+)
+from mtpfix.engines.subject import Subject
+from mtpfix.facts import Table
+from mtpfix.families import Numbers, fill
+from mtpfix.model import Event, Fault, Outcome, Role, Stored
+
+
+def judge_unplaced(
+    subject: Subject, blueprint: Blueprint, modules: Sequence[Module], loader: Loader
+) -> Iterator[Event]:
+    """Yield what the loader does with tensors of modules that it does not construct.
+
+    A name below one that it does construct is a part of that, which it has no parameter for.
+    """
+    paths = frozenset(
+        path for planned in blueprint.modules for path in accumulate(planned.param.split("."), "{}.{}".format)
+    )
+    for item in subject.loadable.values():
+        module = item.module
+        if module in blueprint.claimed:
+            continue
+        for suffix, name in full_names(item):
+            if (stopped := _stopped(item, suffix, name, loader)) is not None:
+                yield stopped
+                break
+            if not loader.looks_at(name):
+                continue
+            above, _, rest = module.rpartition(".")
+            if not suffix and above in blueprint.claimed:
+                yield from _part_of(modules, above, rest, item, loader)
+                break
+            if is_excepted(name, loader.unknown) or suffix in CACHE_SCALES:
+                continue
+            mapper = loader.mappers.get(str(loader.unknown.get("unplaced") or loader.unknown.get("renames")))
+            path = mapper.map(name) if mapper is not None else name
+            path = _cut(path or name, loader.unknown, paths) if loader.unknown.get("cut") else path or name
+            words = {"name": path, "prefix": module, "tensor": name, "below": suffix}
+            found = Unnamed("unknown-tensor", module, name, item.parts[suffix].order[0], ())
+            yield refuse(loader.unknown, words, loader, found)
+            break
+
+
+def _part_of(modules: Sequence[Module], name: str, suffix: str, item: Stored, loader: Loader) -> Iterator[Event]:
+    for module in modules:
+        for place in module.planned.places:
+            if place.module == name:
+                yield from unknown_part(module, place, suffix, item.parts[""], "same", loader)
+                return
+
+
+def _stopped(item: Stored, suffix: str, name: str, loader: Loader) -> Event | None:
+    """Return what is raised where a name ends at a class, around the one that loads it, which has nothing of it."""
+    path = name
+    for level in loader.levels:
+        mapper = loader.mappers.get(level.get("renames", ""))
+        path = (mapper.map(path) or path) if mapper is not None else path
+        if not path.startswith(level["below"]):
+            break
+        first = path.removeprefix(level["below"]).partition(".")[0]
+        if first not in level["has"]:
+            found = Unnamed("unknown-tensor", item.module, name, item.parts[suffix].order[0], ())
+            return refuse(level, {"name": first}, loader, found)
+    return None
+
+
+def _cut(name: str, fact: Table, paths: frozenset[str]) -> str:
+    """Return a name up to its first component that no module of the model has, as loaders that descend report it."""
+    root = fact.get("strip", "")
+    parts = name.removeprefix(root).split(".")
+    for length in range(1, len(parts)):
+        beginning = ".".join(parts[:length])
+        if not any(path == beginning or path.endswith(f".{beginning}") for path in paths):
+            return root + beginning if name.startswith(root) else beginning
+    return name
+
+
+def judge_absent_shards(subject: Subject, engine: Engine, version: str, role: Role) -> Iterator[Event]:
+    """Yield what an engine does when the index names files that are not there, or tensors that no file holds."""
+    fact, source = engine.fact("index_shard_absent", version)
+    absent = any(problem.fault is Fault.SHARD_ABSENT for problem in subject.checkpoint.problems)
+    if absent and fact and fact["does"] != "silent":
+        text = str(fact["text"]).replace("{files}", "{…}")
+        yield Event("shard-absent", Outcome.CRASH, "", "", fact["does"], text, (source,), (CONSTRUCT, "~", ""))
+        return
+    mine = [name for name in subject.checkpoint.lost if subject.in_branch(name) == (role == "draft")]
+    if mine:
+        order = (COMPLETE, "", "")
+        yield Event("shard-absent", Outcome.SILENT, "", mine[0], "", "", (source,), order, len(mine))
+
+
+def judge_unquantized(events: Sequence[Event], engine: Engine, version: str) -> Iterator[Event]:
+    """Yield what an engine raises for parameters without a tensor where the model counts as unquantized."""
+    fact, source = engine.fact("missing_parameters_unquantized", version)
+    first = next((event for event in events if event.kind in ("layer-absent", "weight-missing")), None)
+    if fact and fact["does"] != "silent" and first is not None:
+        text = str(fact["text"]).replace("{names}", "{…}")
+        order = (COMPLETE, "~~", "")
+        yield Event(first.kind, Outcome.CRASH, first.module, "", fact["does"], text, (source,), order)
+
+
+def judge_absent_layers(blueprint: Blueprint, loader: Loader, numbers: Numbers) -> Iterator[Event]:
+    """Yield what a loader does with MTP layers of which no tensor is stored."""
+    for index, name in blueprint.absent:
+        fact = loader.absent
+        layer = numbers.layers + index
+        because = tuple(filter(None, (fact.get("source"),)))
+        crash = fact["does"] != "silent"
+        yield Event(
+            "layer-absent",
+            Outcome.CRASH if crash else Outcome.SILENT,
+            name,
+            "",
+            fact["does"] if crash else "",
+            str(fact.get("text", "")).replace("{layer}", str(layer)).replace("{index}", str(index)) if crash else "",
+            because,
+            (COMPLETE, f"{index:08d}", ""),
+        )
+
+
+def judge_unwritten(events: Sequence[Event], loader: Loader, method: str, numbers: Numbers) -> Iterator[Event]:
+    """Yield what a loader that counts its parameters raises where one stayed unwritten."""
+    fact = loader.incomplete
+    if fact["does"] == "silent" or (method and fact.get("unquantized")):
+        return
+    always = fact.get("always_for", {}).get(method)
+    if always is not None:
+        name = fill(always, numbers)
+        text = str(fact.get("text", "")).replace("{name}", name)
+        order = (COMPLETE, "", "")
+        yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, (fact.get("source", ""),), order)
+        return
+    first = next(
+        (event for event in events if event.outcome is Outcome.SILENT and event.order[0] == COMPLETE),
+        None,
+    )
+    if first is not None:
+        text = str(fact.get("text", "")).replace("{name}", "…")  # the engine names one of a set, at random
+        because = (*first.because, fact.get("source", ""))
+        yield Event(first.kind, Outcome.CRASH, first.module, "", fact["does"], text, because, (COMPLETE, "~", ""))
