@@ -15,6 +15,7 @@ from random import Random
 
 from mtpfix.checkpoint import open_checkpoint, read_scalars
 from mtpfix.checkpoint.ref import shown
+from mtpfix.checkpoint.stored import stored_modules
 from mtpfix.errors import MtpfixError
 from mtpfix.fix.decode import Weight
 from mtpfix.fix.holding import Held, Holding
@@ -103,8 +104,6 @@ def _same_numbers(source: Checkpoint, result: Checkpoint, operations: Sequence[O
 
 
 def _stored(checkpoint: Checkpoint) -> Mapping[str, Stored]:
-    from mtpfix.checkpoint.stored import stored_modules
-
     return stored_modules(checkpoint.tensors)
 
 

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mtpfix.fix.holding import Held
+from mtpfix.fix.holding import Held, Place
 from mtpfix.model import Format
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -37,8 +37,6 @@ def number(held: Held, index: int) -> float:
 
 def _bytes(held: Held, begin: int, count: int) -> bytes:
     if held.place is not None:
-        from mtpfix.fix.holding import Place
-
         there = Place(held.place.folder, held.place.file, held.place.begin + begin)
         return b"".join(there.read(count))
     return bytes(held.bytes()[begin : begin + count])

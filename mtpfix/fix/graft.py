@@ -7,12 +7,14 @@ Names are carried over by the family's own templates. Formats are the base's; th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.checkpoint.folder import published
+from mtpfix.checkpoint.header import split_expert
 from mtpfix.checkpoint.names import describe_names, split_name
 from mtpfix.checkpoint.ref import shown
 from mtpfix.engines.subject import Subject
@@ -165,10 +167,6 @@ def _numbered(name: str, number: int | None) -> str:
 
 def _templates(tensors: list[Grafted]) -> Iterator[Grafted]:
     """Yield tensors with `{}` for their expert numbers, as modules are called."""
-    from dataclasses import replace
-
-    from mtpfix.checkpoint.header import split_expert
-
     for tensor in tensors:
         found = split_expert(tensor.name)
         yield tensor if found is None else replace(tensor, name=found[0])

@@ -15,7 +15,7 @@ from mtpfix.engines import Engine, Request, load, names, resolve_requests
 from mtpfix.errors import UsageError
 from mtpfix.fix import repairs
 from mtpfix.fix.cost import bytes_written, shards_rewritten
-from mtpfix.fix.entries import allow, find_entries, without_branch_entries
+from mtpfix.fix.entries import allow, entries_title, find_entries, without_branch_entries
 from mtpfix.fix.graft import graft
 from mtpfix.fix.operations import AddEntry, Dequantize, Operation, Quantize
 from mtpfix.fix.repairs import WAYS, Repair, Way, Wishes, made
@@ -369,8 +369,6 @@ def _repriced(origin: Trial, steps: Sequence[Repair], number: int) -> Repair:
     added = [one.entry for one in step.operations if isinstance(one, AddEntry)]
     title = step.title
     if added and title.startswith("add "):
-        from mtpfix.fix.entries import entries_title
-
         title = entries_title(before.context.checkpoint, list(dict.fromkeys(added)))
     size = bytes_written(before.context.checkpoint, after.context.checkpoint, step.operations)
     return replace(step, title=title, bytes_written=size)

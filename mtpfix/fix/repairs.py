@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Literal
 
-from mtpfix.checkpoint.names import describe_names
+from mtpfix.checkpoint.names import describe_names, split_name
+from mtpfix.checkpoint.quant import declared_scheme_differences
 from mtpfix.fix import cost
 from mtpfix.fix.arrays import extended
 from mtpfix.fix.entries import (
@@ -155,8 +156,6 @@ def drop_copies(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
 def drop_nested(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     """Delete quantization blocks inside the configurations of sub-models that contradict the one at the top."""
     del wishes
-    from mtpfix.checkpoint.quant import declared_scheme_differences
-
     blocks = trial.context.checkpoint.declarations
     top = next((block for block in blocks if block.file == CONFIG and len(block.path) == 1), None)
     for block in blocks:
@@ -168,8 +167,6 @@ def drop_nested(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
 def synchronise(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     """Write what config.json declares into hf_quant_config.json where the two disagree."""
     del wishes
-    from mtpfix.checkpoint.quant import declared_scheme_differences
-
     blocks = trial.context.checkpoint.declarations
     top = next((block for block in blocks if block.file == CONFIG and len(block.path) == 1), None)
     for block in blocks:
@@ -307,8 +304,6 @@ def leave_to_file(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
 
     Where that is not there, `quant_method` alone is taken out: without it a few releases know the block.
     """
-    from mtpfix.checkpoint.quant import declared_scheme_differences
-
     blocks = edited_blocks(trial.context.checkpoint)
     top = next((block for block in blocks if block.file == CONFIG and block.method == "modelopt"), None)
     if top is None or not trial.occurrences(["declaration-refused"]):
@@ -573,8 +568,6 @@ def drop_unknown(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
     used = {name for _, _, built in trial.built() for name in built.modules}
     by_shard: dict[str, list[str]] = {}
     for tensor in trial.context.checkpoint.tensors:
-        from mtpfix.checkpoint.names import split_name
-
         module, suffix = split_name(tensor.name)
         if (module in modules and module not in used) or (module in ordered and suffix == ORDER):
             by_shard.setdefault(tensor.shard, []).extend(full_names(tensor))
