@@ -21,10 +21,13 @@ from tests.modules import (
     Module,
     Part,
     Size,
+    appended_layers,
     experts,
     grouped_attention,
+    joined_by_fc,
     latent_layer,
     layer_globs,
+    main_model,
     mlp,
     mtp_glob,
     norms,
@@ -53,8 +56,7 @@ def qwen(config: Config, layout: Layout) -> Iterator[Module]:
     yield Module("lm_head", (text["vocab_size"], hidden), Kind.HEAD)
     if "vision_config" in config:
         yield from vision_tower(config["vision_config"])
-    yield Module("mtp.fc", (hidden, 2 * hidden), Kind.GLUE, "branch")
-    yield from norms("branch", hidden, "mtp.norm", "mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden")
+    yield from joined_by_fc(hidden)
     yield from _qwen_layer("mtp.layers.0", text, "full_attention", "branch", layout)
 
 
@@ -87,35 +89,15 @@ def _with_bias(name: str, shape: tuple[int, ...], kind: Kind = Kind.VISION) -> I
 def deepseek(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield DeepSeek-V3: latent attention, MTP as layer N with its own embedding and head."""
     del layout
-    hidden, vocabulary, last = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
-    yield plain("model.embed_tokens", vocabulary, hidden)
-    for index in range(last):
-        yield from latent_layer(f"model.layers.{index}", config, index, "target")
-    yield plain("model.norm", hidden)
-    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
-    for index in range(last, last + config["num_nextn_predict_layers"]):
-        root = f"model.layers.{index}"
-        yield plain(f"{root}.embed_tokens", vocabulary, hidden, part="branch")
-        yield from norms("branch", hidden, f"{root}.enorm", f"{root}.hnorm", f"{root}.shared_head.norm")
-        yield Module(f"{root}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
-        yield Module(f"{root}.shared_head.head", (vocabulary, hidden), Kind.HEAD, "branch")
-        yield from latent_layer(root, config, index, "branch")
+    yield from main_model(config, latent_layer)
+    yield from appended_layers(config, latent_layer, own=True)
 
 
 def glm(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield GLM-4.6: MTP as layer N without an embedding or head of its own."""
     del layout
-    hidden, last = config["hidden_size"], config["num_hidden_layers"]
-    yield plain("model.embed_tokens", config["vocab_size"], hidden)
-    for index in range(last):
-        yield from _glm_layer(f"model.layers.{index}", config, index, "target")
-    yield plain("model.norm", hidden)
-    yield Module("lm_head", (config["vocab_size"], hidden), Kind.HEAD)
-    for index in range(last, last + config["num_nextn_predict_layers"]):
-        root = f"model.layers.{index}"
-        yield from norms("branch", hidden, f"{root}.enorm", f"{root}.hnorm", f"{root}.shared_head.norm")
-        yield Module(f"{root}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
-        yield from _glm_layer(root, config, index, "branch")
+    yield from main_model(config, _glm_layer)
+    yield from appended_layers(config, _glm_layer)
 
 
 def _glm_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:
@@ -262,21 +244,18 @@ def _grouped(root: str, config: Config, part: Part, *, bias: bool = False) -> It
 def mimo(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield MiMo: dense layers with biased attention, MTP under `model.mtp_layers.`."""
     del layout
-    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
-    yield plain("model.embed_tokens", vocabulary, hidden)
-    for index in range(config["num_hidden_layers"]):
-        yield from _mimo_layer(f"model.layers.{index}", config, "target")
-    yield plain("model.norm", hidden)
-    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
+    hidden = config["hidden_size"]
+    yield from main_model(config, _mimo_layer)
     for index in range(config.get("num_nextn_predict_layers", 0)):
         root = f"model.mtp_layers.{index}"
         for name in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
             yield plain(f"{root}.{name}", hidden, part="branch")
         yield Module(f"{root}.input_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
-        yield from _mimo_layer(root, config, "branch")
+        yield from _mimo_layer(root, config, index, "branch")
 
 
-def _mimo_layer(root: str, config: Config, part: Part) -> Iterator[Module]:
+def _mimo_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:
+    del index  # all are alike
     hidden = config["hidden_size"]
     yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
     yield from _grouped(f"{root}.self_attn", config, part, bias=config["attention_bias"])

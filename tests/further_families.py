@@ -15,11 +15,14 @@ from tests.modules import (
     Module,
     Part,
     Size,
+    appended_layers,
     experts,
     grouped_attention,
+    joined_by_fc,
     latent_attention,
     latent_layer,
     layer_globs,
+    main_model,
     mlp,
     mtp_glob,
     norms,
@@ -33,17 +36,8 @@ from tests.modules import (
 def glm_latent(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield GLM-4.7-Flash and GLM-5: DeepSeek's layers, MTP as layer N without an embedding or head of its own."""
     del layout
-    hidden, last = config["hidden_size"], config["num_hidden_layers"]
-    yield plain("model.embed_tokens", config["vocab_size"], hidden)
-    for index in range(last):
-        yield from _glm_layer(f"model.layers.{index}", config, index, "target")
-    yield plain("model.norm", hidden)
-    yield Module("lm_head", (config["vocab_size"], hidden), Kind.HEAD)
-    for index in range(last, last + config["num_nextn_predict_layers"]):
-        root = f"model.layers.{index}"
-        yield from norms("branch", hidden, f"{root}.enorm", f"{root}.hnorm", f"{root}.shared_head.norm")
-        yield Module(f"{root}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
-        yield from _glm_layer(root, config, index, "branch")
+    yield from main_model(config, _glm_layer)
+    yield from appended_layers(config, _glm_layer)
 
 
 def _glm_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:
@@ -185,19 +179,8 @@ def _glm_moe_dsa(size: Size) -> Config:
 def pangu(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield openPangu Ultra MoE: DeepSeek's layers with norms around the feed-forward part, MTP as layer N."""
     del layout
-    hidden, vocabulary, last = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
-    yield plain("model.embed_tokens", vocabulary, hidden)
-    for index in range(last):
-        yield from _pangu_layer(f"model.layers.{index}", config, index, "target")
-    yield plain("model.norm", hidden)
-    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
-    for index in range(last, last + config["num_nextn_predict_layers"]):
-        root = f"model.layers.{index}"
-        yield plain(f"{root}.embed_tokens", vocabulary, hidden, part="branch")
-        yield from norms("branch", hidden, f"{root}.enorm", f"{root}.hnorm", f"{root}.shared_head.norm")
-        yield Module(f"{root}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
-        yield Module(f"{root}.shared_head.head", (vocabulary, hidden), Kind.HEAD, "branch")
-        yield from _pangu_layer(root, config, index, "branch")
+    yield from main_model(config, _pangu_layer)
+    yield from appended_layers(config, _pangu_layer, own=True)
 
 
 def _pangu_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:
@@ -371,19 +354,14 @@ def _longcat_flash(size: Size) -> Config:
 def exaone(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield EXAONE MoE: experts in all layers but the first, a dense MTP layer under `mtp.`."""
     del layout
-    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
-    yield plain("model.embed_tokens", vocabulary, hidden)
-    for index in range(config["num_hidden_layers"]):
-        yield from _exaone_layer(f"model.layers.{index}", config, "target", sparse=config["is_moe_layer"][index])
-    yield plain("model.norm", hidden)
-    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
-    yield Module("mtp.fc", (hidden, 2 * hidden), Kind.GLUE, "branch")
-    yield from norms("branch", hidden, "mtp.norm", "mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden")
+    yield from main_model(config, _exaone_layer)
+    yield from joined_by_fc(config["hidden_size"])
     for index in range(config["num_nextn_predict_layers"]):
-        yield from _exaone_layer(f"mtp.layers.{index}", config, "branch", sparse=False)
+        yield from _exaone_layer(f"mtp.layers.{index}", config, index, "branch")
 
 
-def _exaone_layer(root: str, config: Config, part: Part, *, sparse: bool) -> Iterator[Module]:
+def _exaone_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:
+    sparse = part == "target" and config["is_moe_layer"][index]
     hidden, width, count = config["hidden_size"], config["moe_intermediate_size"], config["num_experts"]
     yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
     yield from grouped_attention(f"{root}.self_attn", config, part)
@@ -462,17 +440,8 @@ def _exaone_moe(size: Size) -> Config:
 def hunyuan(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield HunYuan V3: experts in all layers but the first, MTP as layer N without an embedding or head."""
     del layout
-    hidden, vocabulary, last = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
-    yield plain("model.embed_tokens", vocabulary, hidden)
-    for index in range(last):
-        yield from _hunyuan_layer(f"model.layers.{index}", config, index, "target")
-    yield plain("model.norm", hidden)
-    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
-    for index in range(last, last + config["num_nextn_predict_layers"]):
-        root = f"model.layers.{index}"
-        yield from norms("branch", hidden, f"{root}.enorm", f"{root}.hnorm", f"{root}.final_layernorm")
-        yield Module(f"{root}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
-        yield from _hunyuan_layer(root, config, index, "branch")
+    yield from main_model(config, _hunyuan_layer)
+    yield from appended_layers(config, _hunyuan_layer, norm="final_layernorm")
 
 
 def _hunyuan_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:

@@ -15,6 +15,7 @@ from tests.modules import (
     Module,
     Part,
     Size,
+    appended_layers,
     experts,
     latent_attention,
     mlp,
@@ -183,11 +184,7 @@ def glm5_next(config: Config, layout: Layout) -> Iterator[Module]:
     yield plain(f"{root}.norm", hidden)
     yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
     yield from glm_tower(config["vision_config"], config["vision_config"]["projection_intermediate_size"])
-    for index in range(last, last + text["num_nextn_predict_layers"]):
-        layer = f"{root}.layers.{index}"
-        yield from norms("branch", hidden, f"{layer}.enorm", f"{layer}.hnorm", f"{layer}.shared_head.norm")
-        yield Module(f"{layer}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
-        yield from _glm5_next_layer(layer, text, index, "branch")
+    yield from appended_layers(text, _glm5_next_layer, root)
 
 
 def _glm5_next_layer(root: str, text: Config, index: int, part: Part) -> Iterator[Module]:

@@ -152,6 +152,44 @@ def routed(root: str, config: Config, index: int, part: Part) -> Iterator[Module
     yield from experts(f"{root}.mlp.experts", (count, width, hidden), part, "each")
 
 
+# -------------------------------------------------------------------------------------------------- frames
+
+Layer = Callable[[str, Config, int, Part], Iterator[Module]]
+"""Yields one layer by the root of its names, the configuration, its number, and what it is a part of."""
+
+
+def main_model(config: Config, layer: Layer, root: str = "model", words: str = "embed_tokens") -> Iterator[Module]:
+    """Yield the embedding, whose name is `words`, the decoder layers, the last norm and the head."""
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    yield plain(f"{root}.{words}", vocabulary, hidden)
+    for index in range(config["num_hidden_layers"]):
+        yield from layer(f"{root}.layers.{index}", config, index, "target")
+    yield plain(f"{root}.norm", hidden)
+    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
+
+
+def appended_layers(
+    config: Config, layer: Layer, root: str = "model", *, norm: str = "shared_head.norm", own: bool = False
+) -> Iterator[Module]:
+    """Yield MTP layers numbered after the decoder's; `norm` is the name of the last, `own`: with embedding and head."""
+    hidden, vocabulary, last = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
+    for index in range(last, last + config.get("num_nextn_predict_layers", 0)):
+        place = f"{root}.layers.{index}"
+        if own:
+            yield plain(f"{place}.embed_tokens", vocabulary, hidden, part="branch")
+        yield from norms("branch", hidden, f"{place}.enorm", f"{place}.hnorm", f"{place}.{norm}")
+        yield Module(f"{place}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
+        if own:
+            yield Module(f"{place}.shared_head.head", (vocabulary, hidden), Kind.HEAD, "branch")
+        yield from layer(place, config, index, "branch")
+
+
+def joined_by_fc(hidden: int) -> Iterator[Module]:
+    """Yield what stands before the layers of a branch under `mtp.`, as Qwen has it."""
+    yield Module("mtp.fc", (hidden, 2 * hidden), Kind.GLUE, "branch")
+    yield from norms("branch", hidden, "mtp.norm", "mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden")
+
+
 # ------------------------------------------------------------------------------------------------ families
 
 

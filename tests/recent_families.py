@@ -15,10 +15,12 @@ from tests.modules import (
     Module,
     Part,
     Size,
+    appended_layers,
     experts,
     grouped_attention,
     latent_attention,
     layer_globs,
+    main_model,
     mlp,
     norms,
     plain,
@@ -84,17 +86,8 @@ def _bailing_feed_forward(root: str, config: Config, index: int, part: Part) -> 
 def bailing_v2(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield Ling 2: grouped-query attention with queries, keys and values in one, experts, MTP as layer N."""
     del layout
-    hidden, vocabulary, last = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
-    yield plain("model.word_embeddings", vocabulary, hidden)
-    for index in range(last):
-        yield from _bailing_v2_layer(f"model.layers.{index}", config, index, "target")
-    yield plain("model.norm", hidden)
-    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
-    for index in range(last, last + config.get("num_nextn_predict_layers", 0)):
-        root = f"model.layers.{index}"
-        yield from norms("branch", hidden, f"{root}.enorm", f"{root}.hnorm", f"{root}.final_layernorm")
-        yield Module(f"{root}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
-        yield from _bailing_v2_layer(root, config, index, "branch")
+    yield from main_model(config, _bailing_v2_layer, words="word_embeddings")
+    yield from appended_layers(config, _bailing_v2_layer, norm="final_layernorm")
 
 
 def _bailing_v2_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:

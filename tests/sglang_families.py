@@ -17,8 +17,10 @@ from tests.modules import (
     Size,
     experts,
     grouped_attention,
+    joined_by_fc,
     latent_attention,
     layer_globs,
+    main_model,
     mlp,
     mtp_glob,
     norms,
@@ -32,18 +34,13 @@ from tests.modules import (
 def qwen3_moe(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield Qwen3-MoE with a branch like that of Qwen3-Next, under `mtp.`."""
     del layout
-    hidden = config["hidden_size"]
-    yield plain("model.embed_tokens", config["vocab_size"], hidden)
-    for index in range(config["num_hidden_layers"]):
-        yield from _qwen3_moe_layer(f"model.layers.{index}", config, "target")
-    yield plain("model.norm", hidden)
-    yield Module("lm_head", (config["vocab_size"], hidden), Kind.HEAD)
-    yield Module("mtp.fc", (hidden, 2 * hidden), Kind.GLUE, "branch")
-    yield from norms("branch", hidden, "mtp.norm", "mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden")
-    yield from _qwen3_moe_layer("mtp.layers.0", config, "branch")
+    yield from main_model(config, _qwen3_moe_layer)
+    yield from joined_by_fc(config["hidden_size"])
+    yield from _qwen3_moe_layer("mtp.layers.0", config, 0, "branch")
 
 
-def _qwen3_moe_layer(root: str, config: Config, part: Part) -> Iterator[Module]:
+def _qwen3_moe_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:
+    del index  # all are alike
     hidden, count = config["hidden_size"], config["num_experts"]
     yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
     yield from grouped_attention(f"{root}.self_attn", config, part)

@@ -16,9 +16,11 @@ from tests.modules import (
     Module,
     Part,
     Size,
+    appended_layers,
     experts,
     latent_attention,
     layer_globs,
+    main_model,
     mlp,
     norms,
     plain,
@@ -30,20 +32,11 @@ from tests.modules import (
 def dots3(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield dots3: latent attention over a window or chosen positions, experts, a dense MTP layer N, two towers."""
     del layout
-    hidden, vocabulary, last = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
-    yield plain("model.embed_tokens", vocabulary, hidden)
-    for index in range(last):
-        yield from _dots3_layer(f"model.layers.{index}", config, index, "target")
-    yield plain("model.norm", hidden)
-    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
+    yield from main_model(config, _dots3_layer)
     yield from _dots3_tower(config["vision_config"])
     yield from _dots3_ear(config["audio_config"])
-    yield plain("model.mtp.embed_tokens", vocabulary, hidden, part="branch")
-    for index in range(last, last + config["num_nextn_predict_layers"]):
-        layer = f"model.layers.{index}"
-        yield from norms("branch", hidden, f"{layer}.enorm", f"{layer}.hnorm", f"{layer}.shared_head.norm")
-        yield Module(f"{layer}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
-        yield from _dots3_layer(layer, config, index, "branch")
+    yield plain("model.mtp.embed_tokens", config["vocab_size"], config["hidden_size"], part="branch")
+    yield from appended_layers(config, _dots3_layer)
 
 
 def _dots3_layer(root: str, config: Config, index: int, part: Part) -> Iterator[Module]:

@@ -16,7 +16,10 @@ from tests.modules import (
     Module,
     Part,
     Size,
+    appended_layers,
     grouped_attention,
+    joined_by_fc,
+    main_model,
     mlp,
     mtp_glob,
     norms,
@@ -46,24 +49,14 @@ def _patches(vision: Config) -> tuple[int, ...]:
 def glm_ocr(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield GLM-OCR: dense layers with four norms, gate and up fused on disk, MTP as layer N below the wrapper."""
     del layout
-    text, root = config["text_config"], "model.language_model"
-    hidden, vocabulary, last = text["hidden_size"], text["vocab_size"], text["num_hidden_layers"]
-    yield plain(f"{root}.embed_tokens", vocabulary, hidden)
-    for index in range(last):
-        yield from _glm_ocr_layer(f"{root}.layers.{index}", text, "target")
-    yield plain(f"{root}.norm", hidden)
-    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
+    text = config["text_config"]
+    yield from main_model(text, _glm_ocr_layer, "model.language_model")
     yield from glm_tower(config["vision_config"], text["intermediate_size"])
-    for index in range(last, last + text["num_nextn_predict_layers"]):
-        layer = f"{root}.layers.{index}"
-        yield plain(f"{layer}.embed_tokens", vocabulary, hidden, part="branch")
-        yield from norms("branch", hidden, f"{layer}.enorm", f"{layer}.hnorm", f"{layer}.shared_head.norm")
-        yield Module(f"{layer}.eh_proj", (hidden, 2 * hidden), Kind.GLUE, "branch")
-        yield Module(f"{layer}.shared_head.head", (vocabulary, hidden), Kind.HEAD, "branch")
-        yield from _glm_ocr_layer(layer, text, "branch")
+    yield from appended_layers(text, _glm_ocr_layer, "model.language_model", own=True)
 
 
-def _glm_ocr_layer(root: str, text: Config, part: Part) -> Iterator[Module]:
+def _glm_ocr_layer(root: str, text: Config, index: int, part: Part) -> Iterator[Module]:
+    del index  # all are alike
     hidden, width = text["hidden_size"], text["intermediate_size"]
     names = ("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
     yield from norms(part, hidden, *(f"{root}.{name}" for name in names))
@@ -201,21 +194,16 @@ def wrapped_layer_globs(config: Config) -> list[str]:
 def exaone4_5(config: Config, layout: Layout) -> Iterator[Module]:
     """Yield EXAONE 4.5: dense layers with norms behind them, MTP under `mtp.` as EXAONE MoE has it."""
     del layout
-    text, root = config["text_config"], "model.language_model"
-    hidden, vocabulary = text["hidden_size"], text["vocab_size"]
-    yield plain(f"{root}.embed_tokens", vocabulary, hidden)
-    for index in range(text["num_hidden_layers"]):
-        yield from _exaone_layer(f"{root}.layers.{index}", text, "target")
-    yield plain(f"{root}.norm", hidden)
-    yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
+    text = config["text_config"]
+    yield from main_model(text, _exaone_layer, "model.language_model")
     yield from _exaone_tower(config["vision_config"])
-    yield Module("mtp.fc", (hidden, 2 * hidden), Kind.GLUE, "branch")
-    yield from norms("branch", hidden, "mtp.norm", "mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden")
+    yield from joined_by_fc(text["hidden_size"])
     for index in range(config.get("num_nextn_predict_layers", 0)):
-        yield from _exaone_layer(f"mtp.layers.{index}", text, "branch")
+        yield from _exaone_layer(f"mtp.layers.{index}", text, index, "branch")
 
 
-def _exaone_layer(root: str, text: Config, part: Part) -> Iterator[Module]:
+def _exaone_layer(root: str, text: Config, index: int, part: Part) -> Iterator[Module]:
+    del index  # all are alike
     hidden = text["hidden_size"]
     yield from norms(part, hidden, f"{root}.post_attention_layernorm", f"{root}.post_feedforward_layernorm")
     yield from grouped_attention(f"{root}.self_attn", text, part)
