@@ -4,6 +4,9 @@ For each release, family and variant the plan is made and written; then the rele
 draft with every parameter written, a scan of the result must find nothing, and a second repair must change nothing.
 What a plan leaves open is counted: there no form is known that the release loads.
 
+With `--record` the repairs that were loaded are noted in `golden/repaired`; with `--changed` those that stand there, as
+they are planned now, are not asked about again.
+
 With `--together` one plan serves all releases, and each of them is asked about its result. Where a plan leaves anything
 open, it must say between which two of them, and offer a plan for each.
 """
@@ -15,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -27,6 +30,8 @@ from mtpfix.fix.plan import Plan
 from mtpfix.fix.repairs import Branch, Wishes
 from mtpfix.model import Severity
 from tests.checkpoints import build
+from tests.conformance import loaded
+from tests.conformance.loaded import fingerprint
 from tests.conformance.record import ROLES, Answer, ask, cases
 
 
@@ -34,9 +39,9 @@ from tests.conformance.record import ROLES, Answer, ask, cases
 class Cell:
     """One checkpoint for one release, or for several: what became of it, and what is wrong with that.
 
-    `outcome` is `as it was` (nothing had to be done), `repaired`, `open` (no repair was found) or `absent` (a release
-    has no class for it); `wrong` are sentences, none where everything is as promised; `told` is what the plan says of
-    what it leaves open.
+    `outcome` is `as it was` (nothing had to be done), `repaired`, `known` (either of them, loaded when it was last
+    asked about), `open` (no repair was found) or `absent` (a release has no class for it); `wrong` are sentences, none
+    where everything is as promised; `told` is what the plan says of what it leaves open.
     """
 
     family: str
@@ -44,6 +49,7 @@ class Cell:
     outcome: str
     wrong: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
+    fingerprint: str = ""
 
 
 def folder_of(root: Path, family: str, variant: str) -> Path:
@@ -63,40 +69,60 @@ def wishes_for(root: Path, family: str, variant: str, mtp: Branch = "auto") -> W
     return Wishes(mtp, graft=base, input_scale=1.0, unsafe=True)
 
 
-def repaired(
-    releases: Sequence[str], wanted: Sequence[tuple[str, str]], root: Path, out: Path, mtp: Branch = "auto"
-) -> Iterator[Cell]:
-    """Yield what became of each checkpoint for all of some releases (`vllm-0.32.0`); results are written below `out`.
-
-    `mtp` is how the branch is to be stored, as `mtpfix patch --mtp` has it.
-    """
-    asked: list[tuple[str, str, Path, str]] = []
+def planned(
+    releases: Sequence[str], wanted: Sequence[tuple[str, str]], root: Path, mtp: Branch = "auto"
+) -> Iterator[tuple[Cell, Prepared | None]]:
+    """Yield what is planned for each checkpoint for all of some releases; checkpoints are built below `root`."""
     for family, variant in wanted:
         try:
             prepared = _prepared(releases, folder_of(root, family, variant), wishes_for(root, family, variant, mtp))
         except NothingToCheck:
-            yield Cell(family, variant, "absent")
+            yield Cell(family, variant, "absent"), None
             continue
         if prepared.plan.unpredicted:
-            yield Cell(family, variant, "absent")
+            yield Cell(family, variant, "absent"), prepared
         elif not prepared.plan.complete:
-            yield Cell(family, variant, "open", tuple(_unsaid(prepared.plan)), tuple(_told(prepared.plan)))
-        elif prepared.plan.operations:
-            place = out / family / variant
+            yield Cell(family, variant, "open", tuple(_unsaid(prepared.plan)), tuple(_told(prepared.plan))), prepared
+        else:
+            outcome = "repaired" if prepared.plan.operations else "as it was"
+            yield Cell(family, variant, outcome, fingerprint=fingerprint(prepared)), prepared
+
+
+def repaired(
+    releases: Sequence[str],
+    wanted: Sequence[tuple[str, str]],
+    root: Path,
+    out: Path,
+    mtp: Branch = "auto",
+    known: Mapping[str, Mapping[str, str]] | None = None,
+) -> Iterator[Cell]:
+    """Yield what became of each checkpoint for all of some releases (`vllm-0.32.0`); results are written below `out`.
+
+    `mtp` is how the branch is to be stored, as `mtpfix patch --mtp` has it; `known` are fingerprints of repairs, by
+    family and variant, that need not be asked about.
+    """
+    asked: list[tuple[Cell, Path]] = []
+    for cell, prepared in planned(releases, wanted, root, mtp):
+        if prepared is None or not cell.fingerprint:
+            yield cell
+        elif cell.fingerprint == (known or {}).get(cell.family, {}).get(cell.variant):
+            yield replace(cell, outcome="known")
+        elif cell.outcome == "repaired":
+            place = out / cell.family / cell.variant
             place.parent.mkdir(parents=True, exist_ok=True)
             carry_out(prepared, place)
-            asked.append((family, variant, place, "repaired"))
+            asked.append((cell, place))
         else:
-            asked.append((family, variant, prepared.snapshot.folder, "as it was"))
-    answers = [ask(release, [place for _, _, place, _ in asked]) for release in releases]
-    for (family, variant, place, outcome), *found in zip(asked, *answers, strict=True):
+            asked.append((cell, prepared.snapshot.folder))
+    answers = [ask(release, [place for _, place in asked]) for release in releases] if asked else []
+    for (cell, place), *found in zip(asked, *answers, strict=True):
         wrong = [
             f"{release} {sentence}"
             for release, answer in zip(releases, found, strict=True)
             for sentence in _disagreements(answer)
         ]
-        wrong += _left(releases, place, wishes_for(root, family, variant, mtp))
-        yield Cell(family, variant, outcome, tuple(wrong))
+        wrong += _left(releases, place, wishes_for(root, cell.family, cell.variant, mtp))
+        yield replace(cell, wrong=tuple(wrong))
 
 
 def _prepared(releases: Sequence[str], folder: Path, wishes: Wishes) -> Prepared:
@@ -158,7 +184,11 @@ def main() -> int:
     parser.add_argument("--family", action="append", help="these families alone")
     parser.add_argument("--mtp", choices=get_args(Branch), default="auto", help="how the branch is to be stored")
     parser.add_argument("--together", action="store_true", help="one repair for all of the releases")
+    parser.add_argument("--record", action="store_true", help="note the repairs that were loaded")
+    parser.add_argument("--changed", action="store_true", help="do not ask again about repairs that were loaded")
     options = parser.parse_args()
+    if (options.record or options.changed) and (options.together or options.mtp != "auto"):
+        parser.error("what is noted are repairs for one release each, with --mtp auto")
     wanted = [
         (family, variant)
         for family, variant in cases()
@@ -169,11 +199,16 @@ def main() -> int:
         for releases in [options.releases] if options.together else [[one] for one in options.releases]:
             called = " ".join(releases)
             start, counts = time.monotonic(), Counter[str]()
-            for cell in repaired(releases, wanted, Path(place), Path(place) / f"out-{called}", options.mtp):
+            known = loaded.golden(called) if options.changed else {}
+            cells = []
+            for cell in repaired(releases, wanted, Path(place), Path(place) / f"out-{called}", options.mtp, known):
                 counts[cell.outcome] += 1
+                cells.append(cell)
                 bad += len(cell.wrong)
                 for sentence in (*cell.wrong, *cell.told):
                     sys.stdout.write(f"{called} {cell.family}/{cell.variant}: {sentence}\n")
+            if options.record:
+                loaded.write(called, cells)
             told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
             sys.stdout.write(f"{called}: {told}; {time.monotonic() - start:.0f} s\n")
             sys.stdout.flush()
