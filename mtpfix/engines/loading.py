@@ -31,6 +31,7 @@ Kind = Literal[
     "scale-missing",
     "scale-partly-written",
     "scale-shape",
+    "shape-differs",
     "unknown-tensor",
     "weight-missing",
     "layer-absent",
@@ -195,6 +196,8 @@ def _load(
         if turned:
             written["weight"] = written.get("weight", 0) + 1
         kind = kind_of(item, module.built, module.dialect)
+        known = expected.get(place.module, NOTHING)
+        misfit: Kind = "shape-differs" if kind == "same" and _is_resized(item, known) else kind
         for suffix, part in item.parts.items():
             if (turned and suffix in BLOCK_SUFFIXES) or suffix in loader.dropped:
                 continue
@@ -207,12 +210,11 @@ def _load(
                 continue
             if planned.layer == "norm":
                 written[suffix] = written.get(suffix, 0) + 1
-                shape = expected.get(place.module, NOTHING).get(suffix)
+                shape = known.get(suffix)
                 whole = Parameter(PLAIN_DTYPES if part.dtype in UNLIKE_PLAIN else (part.dtype,), "")
                 if planned.scalars_joined is None:  # else it is joined, and dropped then
-                    yield from _compare(
-                        module, place, suffix, part, part.shape if shape is None else shape, whole, loader
-                    )
+                    wanted = part.shape if shape is None else shape
+                    yield from _compare(module, place, suffix, part, wanted, whole, loader, misfit)
                 continue
             parameter = table.get(suffix) or (table.get("weight") if suffix == "" else None)
             if suffix in loader.unplaced or (planned.suffixes and suffix not in planned.suffixes):
@@ -226,9 +228,9 @@ def _load(
                 yield refuse(planned.no_slot, {"name": part.order[1]}, loader, found)
                 continue
             written[suffix or "weight"] = written.get(suffix or "weight", 0) + 1
-            shape = _unquantized(item, expected.get(place.module, NOTHING))
+            shape = _unquantized(item, known)
             for one in (part, *part.others):
-                yield from _copy(module, place, suffix, one, parameter, kind, shape, loader)
+                yield from _copy(module, place, suffix, one, parameter, misfit, shape, loader)
     yield from _unwritten(module, present, stored, table, written, expected, loader)
 
 
@@ -410,6 +412,12 @@ def _expected(planned: Planned, loader: Loader, *, joins: bool) -> Mapping[str, 
     known = [shape for shape in weights if shape]
     whole = {"weight": (sum(shape[0] for shape in known), *known[0][1:])} if known and len(known) == len(found) else {}
     return dict.fromkeys(found, whole)
+
+
+def _is_resized(item: Stored, expected: Mapping[str, Shape]) -> bool:
+    """Return whether a module is not of the shape that the configuration gives it, however it is stored."""
+    known = expected.get("weight") or expected.get("")
+    return known is not None and item.shape[-len(known) :] != known
 
 
 def _unquantized(item: Stored, expected: Mapping[str, Shape]) -> Shape:

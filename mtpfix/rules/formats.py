@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 
 from mtpfix.checkpoint.names import describe_names
@@ -123,6 +123,35 @@ def other_format(context: Context, this: Rule) -> Iterator[Finding]:
     for group in bundle(context, occurrences(context, ["other-format"])):
         message = f"Stored {group.stored}, built {group.built}; {_then(group)}."
         yield finding(context, this, group, message)
+
+
+@rule("MTP208", "shape-odd", Severity.ERROR)
+def shape_odd(context: Context, this: Rule) -> Iterator[Finding]:
+    """A tensor has another shape than the one that its module is built with after the numbers of config.json.
+
+    The configuration is that of another model, or was edited, or the tensors come from elsewhere.
+
+    Repair: publish the configuration that belongs to the tensors, or the tensors that belong to it (`--graft` takes
+    an MTP branch from a base model).
+    """
+    subject = context.subject
+
+    def shapes(one: Occurrence) -> str:
+        module = one.event.module
+        suffix = one.event.tensor.rpartition(".")[2]
+        known = subject.shapes.of(module)
+        wanted = known.get(suffix) or known.get("weight") or known.get("")
+        stored = subject.stored[module].shape
+        told = f", config.json makes it {_sizes(wanted)}" if wanted else ""
+        return f"Stored {_sizes(stored[-len(wanted) :] if wanted else stored)}{told}"
+
+    for group in bundle(context, occurrences(context, ["shape-differs"]), key=shapes):
+        yield finding(context, this, group, f"{shapes(group.newest)}; {_then(group)}.")
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    """Return a shape as people write it: 7168 x 2048."""
+    return " x ".join(map(str, shape))
 
 
 @rule("MTP206", "unknown-tensor", Severity.ERROR)

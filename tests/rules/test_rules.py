@@ -250,6 +250,10 @@ PAIRS: dict[str, tuple[Case, Case]] = {
     ),
     "MTP206": (good(misspell("mtp.nrom.weight")), GOOD),
     "MTP207": (Case("qwen3_5", "listed-packed"), Case("qwen3_5", "branch-nvfp4")),
+    "MTP208": (
+        good(in_config(lambda config: config["text_config"].update(intermediate_size=512))),
+        good(in_config(lambda config: config["text_config"].update(max_position_embeddings=512))),
+    ),
     "MTP301": (Case("qwen3_5", "no-input-scale"), Case("qwen3_5", "weights-only")),
     "MTP302": (good(reshape_scale), GOOD),
     "MTP303": (good(differ), good(differ_outside_a_fused_layer)),
@@ -854,3 +858,10 @@ def test_lists_that_differ_are_told_apart_and_hostile_entries_are_cut_and_escape
     assert "a\\x1b[31m" in said
     assert " and 2 more. hf_quant_config.json leaves unquantized: lm_head, " in said
     assert len(said) < 2000
+
+
+def test_a_shape_that_the_configuration_does_not_make_is_told_with_both(fixtures: Fixtures, tmp_path: Path) -> None:
+    report = judge(PAIRS["MTP208"][0], fixtures, tmp_path)
+    told = {finding.module: finding.message for finding in of(report, "MTP208")}
+    assert told["mtp.layers.0.mlp.down_proj"] == "Stored 128 x 256, config.json makes it 128 x 512; loading raises."
+    assert not of(report, "MTP302")
