@@ -49,6 +49,7 @@ _MODELOPT: Mapping[str, tuple[Format, bool]] = {
     "W8A8_SQ_PER_CHANNEL": (Format.INT8, True),
 }
 _MIXED = "MIXED_PRECISION"
+_PLAIN = "NO_QUANT"  # no algorithm of ModelOpt: what an allow-list says of a name that is to stay as it is
 
 _PRODUCER = frozenset({"producer", "version", "modelopt_version", "quant_method"})
 _KNOWN: Mapping[str, frozenset[str]] = {
@@ -346,7 +347,9 @@ def _quantized_layers(block: _Block, inner: Mapping[str, Any]) -> dict[str, Sche
             block.doubt("quantized_layers has values that are not objects", _quoted(name))
             continue
         algo, size = value.get("quant_algo"), value.get("group_size")
-        if isinstance(algo, str) and (size is None or isinstance(size, int)):
+        if algo == _PLAIN:
+            layers[name] = Scheme(Format.BF16, _PLAIN)
+        elif isinstance(algo, str) and (size is None or isinstance(size, int)):
             key = (algo, type(size), size)
             scheme = schemes.get(key)
             if scheme is None:

@@ -51,7 +51,7 @@ class Planned:
     where an excluding pattern of GPTQ holds the text `plain_if_pattern`.
     `refused` is what its constructor raises where the lists leave it quantized. `shares_weight`: of the target's module
     only the weight is put there; `shares_packed`: and that module is built quantized whenever this one is. `experts`:
-    how many a mixture has, 0 where that is unknown.
+    how many a mixture has, 0 where that is unknown. `also` are other names on disk that are taken for it.
     `copied`: what copies its tensors, where that is not the loader of its layer class.
     `if_plain`: it is there only where these names would be built plain; `unless_plain`: only where not all would.
     """
@@ -87,6 +87,7 @@ class Planned:
     split: bool = True
     groups: Table = field(default_factory=dict)
     whole: int = 0
+    also: tuple[str, ...] = ()
     experts: int = 0
     first: tuple[int, int] = (1, 1)
     absent: bool = False
@@ -154,7 +155,7 @@ def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: 
             found = _modules(family, group, root or roots[0], numbers, index, names, version)
             modules += (replace(module, absent=True) for module in found) if empty else found
     absent = tuple((index, root) for index, root in layers_seen.items() if root)
-    claimed = frozenset(place.module for module in modules for place in module.places)
+    claimed = frozenset(name for one in modules for name in (*(place.module for place in one.places), *one.also))
     return Blueprint(tuple(modules), absent, claimed)
 
 
@@ -196,6 +197,7 @@ def _modules(
                 prefix=_whole_name(entry, "prefix", prefix, name, numbers, index, version),
                 param=_whole_name(entry, "param", param, name, numbers, index, version),
                 places=places,
+                also=tuple(_at(root, part) for part in _list(entry.get("also", ()))),
                 never=entry.get("quant") == "never" or _is_plain(entry.get("plain_when"), numbers, index),
                 plain_for=(*(pick(entry.get("plain_for"), version) or ()), *plain_for),
                 unless_listed=str(

@@ -38,7 +38,7 @@ MODULE_KEYS = {
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
     "scalars_joined", "joined", "last", "first", "plain_if_listed",
     "plain_when", "whole", "no_slot", "reads_weight", "split", "groups", "refused", "if_plain", "unless_plain",
-    "completes", "copied",
+    "completes", "copied", "same_as",
     *SLOTS,
 }  # fmt: skip
 LAYERS = {

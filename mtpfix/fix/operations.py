@@ -122,6 +122,15 @@ class Unstack:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyModule:
+    """Store what a module holds once more, under the name of another that is not there."""
+
+    action: ClassVar[str] = "copy"
+    module: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class AddScale:
     """Write one number as the scale `suffix` of a module (of each of its experts) that lacks it."""
 
@@ -175,6 +184,7 @@ Operation: TypeAlias = (
     | Dequantize
     | Quantize
     | Unstack
+    | CopyModule
     | AddScale
     | ShareScale
     | Graft
@@ -192,6 +202,7 @@ _KINDS: Mapping[str, type[Operation]] = {
         Dequantize,
         Quantize,
         Unstack,
+        CopyModule,
         AddScale,
         ShareScale,
         Graft,
@@ -199,7 +210,7 @@ _KINDS: Mapping[str, type[Operation]] = {
 }
 ON_JSON = (AddEntry, RemoveEntry, SetValue, RemoveKey)
 """Operations that change a configuration and no tensor."""
-ON_TENSORS = (DropTensors, Dequantize, Quantize, Unstack, AddScale, ShareScale, Graft)
+ON_TENSORS = (DropTensors, Dequantize, Quantize, Unstack, CopyModule, AddScale, ShareScale, Graft)
 """Operations that change what the shards hold."""
 
 
@@ -229,6 +240,8 @@ def described(operation: Operation) -> Described:
             return Described(operation.action, "", ", ".join(operation.modules))
         case Unstack():
             return Described(operation.action, "", f"{operation.module} as {', '.join(operation.names)}")
+        case CopyModule():
+            return Described(operation.action, "", f"{operation.module} as {operation.name}")
         case AddScale():
             return Described(operation.action, "", f"{operation.module}.{operation.suffix} = {operation.value:.6g}")
         case Graft():

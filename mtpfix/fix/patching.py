@@ -29,7 +29,6 @@ from mtpfix.fix.repairs import Wishes
 from mtpfix.fix.snapshot import take_snapshot
 from mtpfix.fix.trial import Trial
 from mtpfix.fix.writer import finish_in_place, is_there, refuse_unfinished, write, write_in_place
-from mtpfix.model import Verdict
 from mtpfix.rules.context import Context
 
 
@@ -108,17 +107,14 @@ def _no_collection() -> Iterator[None]:
 def _prepared(ref: str, engines: Sequence[str] | None, wishes: Wishes, *, in_place: bool) -> Prepared:
     requests = requests_for(engines)
     snapshot, context = _opened(ref, requests, in_place=in_place)
-    if all(
-        Verdict.UNKNOWN in (release.model("target").verdict, release.model("draft").verdict)
-        for release in context.releases
-    ):
+    plan = make_plan(context, wishes)
+    if len(plan.unpredicted) == len(plan.releases):
         first = context.releases[0]
         reason = first.model("target").reason or first.model("draft").reason
         raise NothingToCheck(
             f"no release asked for is predicted for {shown(ref)}: {reason}",
             "see `mtpfix families` and `mtpfix engines`",
         )
-    plan = make_plan(context, wishes)
     others = [name for name in names() if not engines and name not in default_engines()]
     if others:
         text = f"Not considered: {', '.join(others)}, of which no release was run here; ask for it with --for."

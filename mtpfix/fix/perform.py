@@ -6,6 +6,7 @@ is imported only where an operation computes.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -23,9 +24,11 @@ from mtpfix.fix.changes import Changes, EditedFile, EditedShard, FileChange, New
 from mtpfix.fix.holding import Held, Holding, Place
 from mtpfix.fix.index import with_index
 from mtpfix.fix.operations import (
+    HF_QUANT_CONFIG,
     ON_JSON,
     AddEntry,
     AddScale,
+    CopyModule,
     Dequantize,
     DropTensors,
     Graft,
@@ -98,12 +101,19 @@ def _packing(operations: Sequence[Operation], packing: Packing | None) -> Packin
 
 
 def json_documents(folder: Path, operations: Sequence[Operation]) -> Iterator[tuple[str, bytes, bytes]]:
-    """Yield each configuration file that operations change: its name, its bytes, and its bytes after them."""
+    """Yield each configuration file that operations change: its name, its bytes, and its bytes after them.
+
+    The file that only engines read may be a new one: its bytes before are then none.
+    """
     names = dict.fromkeys(operation.file for operation in operations if isinstance(operation, ON_JSON))
     for name in names:
+        mine = [operation for operation in operations if isinstance(operation, ON_JSON) and operation.file == name]
+        if name == HF_QUANT_CONFIG and not (folder / name).exists():
+            text = json.dumps(edited({}, mine), indent=4, ensure_ascii=False, allow_nan=False)
+            yield name, b"", f"{text}\n".encode()
+            continue
         before = read_file(folder, name)
         document = parse_document(before, name, nan=True).value
-        mine = [operation for operation in operations if isinstance(operation, ON_JSON) and operation.file == name]
         yield name, before, splice(before, edited(document, mine), name)
 
 
@@ -152,6 +162,8 @@ def _perform(operation: Operation, holding: Holding, current: Checkpoint, packin
             _quantize(operation, holding, packing)
         case Unstack():
             _unstack(operation, holding)
+        case CopyModule():
+            _copy(operation, holding)
         case AddScale():
             _add_scale(operation, holding)
         case ShareScale():
@@ -226,6 +238,18 @@ def _unstack(operation: Unstack, holding: Holding) -> None:
             source = Held(name, weight.dtype, (rows, columns), weight.shard, here)
             holding.put(NewTensor(name, weight.dtype, (rows, columns), recipe, source.chunks), weight.shard, here)
             begin += size
+
+
+def _copy(operation: CopyModule, holding: Holding) -> None:
+    for number, parts in holding.module(operation.module).items():
+        old = operation.module if number is None else operation.module.replace(EXPERT, str(number), 1)
+        new = operation.name if number is None else operation.name.replace(EXPERT, str(number), 1)
+        for held in parts.values():
+            place = held.place or held.origin
+            lies = f" of {place.file}, byte {place.begin}" if place is not None else ""
+            recipe = held.made.recipe if held.made is not None else f"{held.name}{lies}"
+            copied = NewTensor(new + held.name[len(old) :], held.dtype, held.shape, recipe, held.chunks)
+            holding.put(copied, held.shard, place)
 
 
 def _quantize(operation: Quantize, holding: Holding, packing: Packing) -> None:

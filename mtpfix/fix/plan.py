@@ -222,7 +222,7 @@ def plan_of(context: Context, ref: str, steps: Sequence[Repair]) -> Plan:
     before, after = context.checkpoint, trial.context.checkpoint
     unknown = [
         (one, one.model("target").reason or one.model("draft").reason)
-        for one in context.releases
+        for one in trial.context.releases
         if Verdict.UNKNOWN in (one.model("target").verdict, one.model("draft").verdict)
     ]
     return Plan(
@@ -291,7 +291,7 @@ def _mend(search: _Search, ways: Sequence[Way]) -> None:
 
 def _mend_with(search: _Search, ways: Sequence[Way], wishes: Wishes) -> None:
     search.harmful = False
-    while search.trial.bad and len(search.steps) < LONGEST:
+    while (search.trial.bad or search.trial.unread) and len(search.steps) < LONGEST:
         taken = next(_helping(search, ways, wishes), None)
         if taken is None and search.wishes.unsafe and not search.harmful:
             search.harmful = True
@@ -546,10 +546,10 @@ def _taken_apart(found: Plan, context: Context, wishes: Wishes, ways: Sequence[W
         return found
     apart = []
     for release in releases:
-        if Verdict.UNKNOWN in (release.model("target").verdict, release.model("draft").verdict):
-            continue
         alone = Context(context.subject, (Request(release.engine, (release.version,), explicit=True),), context.scalars)
-        apart.append(_planned(alone, wishes, ways))
+        own = _planned(alone, wishes, ways)
+        if not own.unpredicted:
+            apart.append(own)
     able = [one for one in apart if one.complete]
     if not able:
         return found

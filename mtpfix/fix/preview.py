@@ -22,6 +22,7 @@ from mtpfix.fix.operations import (
     ON_JSON,
     AddEntry,
     AddScale,
+    CopyModule,
     Dequantize,
     DropTensors,
     Graft,
@@ -170,6 +171,8 @@ def _changed(checkpoint: Checkpoint, operation: Operation) -> Checkpoint:
             return _restored(checkpoint, set(operation.modules), lambda name, weight: _packed(name, weight, operation))
         case Unstack():
             return _unstacked(checkpoint, operation)
+        case CopyModule():
+            return _copied(checkpoint, operation)
         case AddScale():
             return _scaled(checkpoint, operation)
         case ShareScale():
@@ -266,6 +269,19 @@ def _unstacked(checkpoint: Checkpoint, operation: Unstack) -> Checkpoint:
             shape = (rows, columns)
             made.append(Tensor(tensor_name(name, "weight"), tensor.dtype, shape, tensor.shard, begins, experts))
     return _recounted(checkpoint, made)
+
+
+def _copied(checkpoint: Checkpoint, operation: CopyModule) -> Checkpoint:
+    """Return the checkpoint with a module's tensors under a second name; raises FormatError where that is taken."""
+    copies = [
+        replace(tensor, name=operation.name + tensor.name[len(operation.module) :])
+        for tensor in checkpoint.tensors
+        if belongs(tensor.name, operation.module)
+    ]
+    there = {tensor.name for tensor in checkpoint.tensors}
+    if not copies or any(tensor.name in there for tensor in copies):
+        raise FormatError(f"{operation.module} cannot be stored as {operation.name} too", "write the plan again")
+    return _recounted(checkpoint, (*checkpoint.tensors, *copies))
 
 
 def stack_shape(operation: Unstack, shape: tuple[int, ...], dtype: str) -> tuple[int, int, int]:

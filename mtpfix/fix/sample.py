@@ -19,7 +19,7 @@ from mtpfix.checkpoint.names import split_name, tensor_name
 from mtpfix.checkpoint.ref import shown
 from mtpfix.errors import FormatError, MtpfixError
 from mtpfix.fix.holding import Place
-from mtpfix.fix.operations import AddScale, Dequantize, Graft, Operation, Quantize, ShareScale
+from mtpfix.fix.operations import AddScale, CopyModule, Dequantize, Graft, Operation, Quantize, ShareScale
 from mtpfix.model import EXPERT, Checkpoint, Tensor
 
 SAMPLED_TENSORS = 64
@@ -54,6 +54,8 @@ def check_samples(source: Checkpoint, result: Checkpoint, operations: Sequence[O
                     if grafted is not None and number in _numbers(grafted):  # else it was stored otherwise since
                         origin = Place(Path(operation.folder), taken.file, taken.begin)
                         _compare(grafted, number, origin, _place(result, grafted, number), chance)
+            case CopyModule():
+                _check_copy(operation, result, chance)
             case AddScale():
                 _check_scale(operation, source, result, chance)
             case _:
@@ -117,6 +119,17 @@ def _compare(tensor: Tensor, number: int, before: Place, after: Place, chance: R
     if before.at(offset, count) != after.at(offset, count):
         name = tensor.name.replace(EXPERT, str(number), 1)
         raise MtpfixError(f"{shown(name)}: bytes from {offset} on are not those it was to keep", _AGAIN)
+
+
+def _check_copy(operation: CopyModule, result: Checkpoint, chance: Random) -> None:
+    """Look at both places of a module that is stored twice."""
+    there = {tensor.name: tensor for tensor in result.tensors}
+    for name, tensor in there.items():
+        origin = there.get(operation.module + name[len(operation.name) :])
+        if split_name(name)[0] != operation.name or origin is None:
+            continue
+        number = chance.choice(_numbers(tensor))
+        _compare(tensor, number, _place(result, origin, number), _place(result, tensor, number), chance)
 
 
 def _check_scale(operation: AddScale, source: Checkpoint, result: Checkpoint, chance: Random) -> None:

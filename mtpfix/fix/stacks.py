@@ -45,6 +45,18 @@ def names_apart(table: Mapping[str, Any], module: str) -> tuple[str, ...]:
     return ()
 
 
+def stacked_name(table: Mapping[str, Any], module: str) -> str:
+    """Return the name under which a family stacks experts that lie one by one; empty where it never does."""
+    for entry in _expert_entries(table):
+        for slot in SLOTS:
+            names = _names(entry, slot)
+            whole = next((name for name in names if EXPERT not in name), "")
+            for name in names:
+                if whole and EXPERT in name and f".{module}".endswith(f".{name}"):
+                    return module[: len(module) - len(name)] + whole
+    return ""
+
+
 def _expert_entries(value: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(value, Mapping):
         if value.get("layer") == "experts":

@@ -52,13 +52,23 @@ class Trial:
         pairs = ((release, role) for release in self.context.releases for role in ROLES)
         return frozenset((name_of(release), role) for release, role in pairs if is_known(release, role))
 
+    @cached_property
+    def unread(self) -> frozenset[str]:
+        """Return the judged releases of which nothing is predicted, although they obey a block of the checkpoint."""
+        return frozenset(
+            name_of(release)
+            for release in self.context.releases
+            if not is_known(release, "target") and release.prediction.method is not None
+        )
+
     def gain(self, before: Trial) -> int:
         """Return how much less goes wrong than before; 0 where anything goes wrong that did not, or does not apply.
 
         Nor does it count where a release is no longer predicted: that nothing is known to go wrong there is no gain.
-        What a release does that refused the declaration before could not be seen then, and is not held against it.
+        That one begins to be predicted is. What a release does that refused the declaration before, or of which nothing
+        was predicted, could not be seen then, and is not held against it.
         """
-        hidden = {bad[0] for bad in before.bad if bad[3] == "declaration-refused"}
+        hidden = {bad[0] for bad in before.bad if bad[3] == "declaration-refused"} | before.unread
         try:
             for release in self.context.predicted():
                 now = bad_of(release)
@@ -69,7 +79,7 @@ class Trial:
                     return 0
         except FormatError:
             return 0
-        return len(before.bad - self.bad)
+        return len(before.bad - self.bad) + len(before.unread - self.unread)
 
     def occurrences(self, kinds: Sequence[str], role: Role | None = None) -> list[Occurrence]:
         """Return the events of some kinds, of one model or both."""

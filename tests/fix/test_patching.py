@@ -12,11 +12,15 @@ import pytest
 
 from mtpfix import MtpfixError, patch, plan, scan
 from mtpfix.checkpoint import open_checkpoint
-from mtpfix.fix.operations import AddScale, Graft, Grafted
+from mtpfix.fix.holding import Holding
+from mtpfix.fix.operations import AddScale, CopyModule, Graft, Grafted, from_json, to_json
+from mtpfix.fix.patching import prepare
+from mtpfix.fix.repairs import Wishes
 from mtpfix.fix.sample import check_samples
 from mtpfix.fix.snapshot import MANIFEST_FILE
 from mtpfix.fix.writer import IN_PLACE
 from mtpfix.model import Verdict
+from mtpfix.report.plans import diff_text
 from tests import checkpoints, families
 from tests.fix.test_writer import contents, hub_cache, state
 from tests.modules import Config, Size
@@ -98,6 +102,48 @@ def test_grafted_bytes_and_added_scales_are_looked_at_again(tmp_path: Path, sour
     with pytest.raises(MtpfixError, match=r"input_scale is not 77\.5, as planned"):
         check_samples(without, before, [AddScale(module, "input_scale", 77.5)])
     check_samples(before, before, [AddScale(module, "input_scale", 77.5)])  # it was there: nothing was to be written
+
+
+def test_a_module_is_stored_a_second_time_and_both_are_looked_at(tmp_path: Path) -> None:
+    folder, out = tmp_path / "source", tmp_path / "out"
+    checkpoints.build(folder, "hy_v3", "excluded-glob")
+    result = patch(folder, out, engines=["sglang==0.5.14"], unsafe=True)
+    assert result.exit_code == 0
+    named = result.plan.operations
+    copied = next(one for one in named if isinstance(one, CopyModule))
+    assert from_json(to_json(named)) == named
+    before, after = open_checkpoint(folder), open_checkpoint(out)
+    first, second = (Holding(after).module(name)[None]["weight"].bytes() for name in (copied.module, copied.name))
+    assert first == second == Holding(before).module(copied.module)[None]["weight"].bytes()
+    fresh = {tensor.name for tensor in after.tensors} - {tensor.name for tensor in before.tensors}
+    assert fresh == {f"{copied.name}.weight"}
+    tensor = next(tensor for tensor in after.tensors if tensor.name in fresh)
+    start = next(shard.header for shard in after.shards if shard.name == tensor.shard)
+    spoilt(out / tensor.shard, start + tensor.begins[0], len(second))
+    with pytest.raises(MtpfixError, match=r"shared_head\.norm\.weight: bytes from \d+ on"):
+        check_samples(before, after, [copied])
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["beside", "in-place"])
+def test_the_block_moves_into_a_file_that_was_not_there(tmp_path: Path, *, in_place: bool) -> None:
+    folder, out = tmp_path / "source", tmp_path / "out"
+    checkpoints.build(folder, "glm4_moe", "config-only")
+    block = json.loads((folder / "config.json").read_text())["quantization_config"]
+    asked = ["sglang==0.5.8"]
+    shown = diff_text(prepare(str(folder), asked, Wishes()))
+    assert "+++ b/hf_quant_config.json" in shown
+    assert patch(folder, None if in_place else out, engines=asked, in_place=in_place).exit_code == 0
+    result = folder if in_place else out
+    written = json.loads((result / "hf_quant_config.json").read_text())
+    assert written == {
+        "producer": block["producer"],
+        "quantization": {
+            "quant_algo": "NVFP4", "kv_cache_quant_algo": None, "group_size": 16, "exclude_modules": block["ignore"]
+        },
+    }  # fmt: skip
+    assert "quantization_config" not in json.loads((result / "config.json").read_text())
+    assert scan(result, engines=["sglang==0.5.8", "sglang==0.5.23", NEWEST]).findings == ()
+    assert not plan(result, engines=asked).steps
 
 
 # ------------------------------------------------------------------------------------------------ stopped in place

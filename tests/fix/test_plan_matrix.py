@@ -7,6 +7,7 @@ base model where the branch is missing, a scale of inputs where the checkpoint h
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mtpfix.checkpoint import open_checkpoint, read_scalars
 from mtpfix.engines import load
 from mtpfix.engines.subject import Subject
 from mtpfix.families import match
-from mtpfix.fix.operations import Dequantize, Quantize
+from mtpfix.fix.operations import CopyModule, Dequantize, DropTensors, Quantize
 from mtpfix.fix.plan import Plan, make_plan, requests_for
 from mtpfix.fix.repairs import Branch, Wishes
 from mtpfix.fix.trial import Trial
@@ -136,6 +137,7 @@ def test_a_weight_only_layer_that_is_one_tensor_on_disk_is_unpacked_for_sglang(r
 @pytest.mark.slow
 def test_experts_that_lie_one_by_one_are_none_to_a_loader_that_reads_them_together(root: Path) -> None:
     plan, _ = planned(root, "step3p5", "compressed-tensors", SGLANG)
+    assert not any(isinstance(one, DropTensors) for one in plan.operations)
     missing = {one.module for one in plan.open if one.kind == "weight-missing"}
     assert missing == {f"model.layers.{n}.moe.{part}_proj" for n in (1, 2) for part in ("gate", "up", "down")}
     stacked, _ = planned(root, "step3p5", "mixed", SGLANG)
@@ -181,10 +183,81 @@ def test_a_block_that_an_old_sglang_refuses_is_left_to_the_file_that_it_reads(ro
     everywhere = requests_for(["sglang==0.5.9", "sglang==0.5.23", "vllm==0.32.0"])
     after = Trial(Context(context.subject, everywhere, context.scalars), plan.operations)
     assert [one.model("draft").verdict for one in after.context.releases] == [Verdict.LOADS] * 3
-    bare, _ = planned(root, "glm4_moe", "config-only", "sglang==0.5.9")  # there is nothing to leave it to
-    assert [(step.title, step.safe) for step in bare.steps] == [
-        ("delete quantization_config.quant_method of config.json", False)
+
+
+@pytest.mark.parametrize("release", ["0.5.8", "0.5.9"])
+def test_the_file_that_an_old_sglang_reads_is_written_where_there_is_none(release: str, root: Path) -> None:
+    plan, context = planned(root, "glm4_moe", "config-only", f"sglang=={release}")
+    assert [(step.title, step.safe) for step in plan.steps] == [
+        ("delete quantization_config of config.json, and leave it to hf_quant_config.json", True)
     ]
+    everywhere = requests_for([f"sglang=={release}", "sglang==0.5.23", "vllm==0.32.0"])
+    after = Trial(Context(context.subject, everywhere, context.scalars), plan.operations).context
+    assert [one.model("draft").verdict for one in after.releases] == [Verdict.LOADS] * 3
+    before = context.checkpoint.declarations[0]
+    (left,) = after.checkpoint.declarations
+    assert (left.file, left.dialect, left.algo, left.excludes) == (
+        "hf_quant_config.json", "nested", before.algo, before.excludes
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "release"),
+    [
+        ("glm4_moe", "sglang==0.5.9"),  # refuses the block
+        pytest.param("exaone_moe", "sglang==0.5.10", marks=pytest.mark.slow),  # takes it for one of W4AFP8
+    ],
+)
+def test_one_algorithm_is_declared_for_all_where_mixed_precision_is_another_method(
+    family: str, release: str, root: Path
+) -> None:
+    plan, context = planned(root, family, "mixed", release)
+    assert plan.complete
+    assert not plan.unpredicted
+    assert not plan.steps[0].safe  # what is FP8 becomes 16-bit
+    restored = {one.module for one in plan.operations if isinstance(one, Dequantize)}
+    assert {f"model.layers.{layer}.self_attn.o_proj" for layer in (0, 1)} <= restored
+    after = Trial(context, plan.operations).context
+    assert {block.algo for block in after.checkpoint.declarations} == {"NVFP4"}
+    assert not any(block.layers for block in after.checkpoint.declarations)
+    assert [after.releases[0].model(role).verdict for role in ("target", "draft")] == [Verdict.LOADS] * 2
+
+
+def test_a_norm_that_a_release_looks_for_elsewhere_is_stored_there_too(root: Path) -> None:
+    plan, context = planned(root, "hy_v3", "excluded-glob", "sglang==0.5.14")
+    copied = [one for one in plan.operations if isinstance(one, CopyModule)]
+    assert copied == [CopyModule("model.layers.2.final_layernorm", "model.shared_head.norm")]
+    newer = requests_for(["sglang==0.5.14", "sglang==0.5.23"])
+    after = Trial(Context(context.subject, newer, context.scalars), plan.operations)
+    assert after.bad == frozenset()  # the newer one takes the norm by both names
+    refused = Trial(Context(context.subject, requests_for(["vllm==0.32.0"]), context.scalars), plan.operations)
+    assert ("vllm 0.32.0", "target", "model.shared_head.norm", "unknown-tensor") in refused.bad
+    careful = make_plan(context, replace(wishes_for(root, "hy_v3", "excluded-glob"), unsafe=False))
+    assert not any(isinstance(one, CopyModule) for one in careful.operations)
+    assert any(note.startswith("Not taken, as vllm") and "copy " in note for note in careful.notes)
+
+
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [
+        ("hy_v3", "excluded-glob"),  # one asks for a head without a name, the other with names that begin with a dot
+        # one asks for the branch by names of the main model, half of which is packed
+        pytest.param("exaone_moe", "branch-fp8", marks=pytest.mark.slow),
+        pytest.param("qwen3_next", "branch-fp8", marks=pytest.mark.slow),
+        pytest.param("exaone_moe", "listed-packed", marks=pytest.mark.slow),
+    ],
+)
+def test_one_plan_serves_both_engines(family: str, variant: str, root: Path) -> None:
+    checkpoint = opened(root, family, variant)
+    context = Context(Subject(checkpoint), requests_for([SGLANG, "vllm==0.32.0"]), partial(read_scalars, checkpoint))
+    plan = make_plan(context, wishes_for(root, family, variant))
+    after = Trial(context, plan.operations)
+    assert after.bad == frozenset()
+    assert {one.model(role).verdict for one in after.context.releases for role in ("target", "draft")} == {
+        Verdict.LOADS
+    }
+    assert graver(after.context) == []
+    assert make_plan(after.context, wishes_for(root, family, variant)).steps == ()
 
 
 def test_where_no_form_loads_the_plan_says_what_stays_open(root: Path) -> None:
