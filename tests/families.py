@@ -133,13 +133,12 @@ def step(config: Config, layout: Layout) -> Iterator[Module]:
 def _step_layer(root: str, text: Config, index: int, part: Part, layout: Layout) -> Iterator[Module]:
     hidden = text["hidden_size"]
     yield from norms(part, hidden, f"{root}.input_layernorm", f"{root}.post_attention_layernorm")
-    heads = text["num_attention_heads"]
     kinds = text.get("layer_types", ())
-    if index < len(kinds) and kinds[index] == "sliding_attention":
-        heads = text["attention_other_setting"]["num_attention_heads"]
-    numbers = {**text, "num_attention_heads": heads, "num_key_value_heads": text["num_attention_groups"]}
+    sliding = index < len(kinds) and kinds[index] == "sliding_attention"
+    numbers = {**text, **(text["attention_other_setting"] if sliding else {})}
+    numbers["num_key_value_heads"] = numbers["num_attention_groups"]
     yield from grouped_attention(f"{root}.self_attn", numbers, part)
-    yield Module(f"{root}.self_attn.g_proj", (heads, hidden), Kind.ATTENTION, part)
+    yield Module(f"{root}.self_attn.g_proj", (numbers["num_attention_heads"], hidden), Kind.ATTENTION, part)
     if index not in {int(number) for number in text["moe_layers_enum"].split(",")}:
         yield from mlp(f"{root}.mlp", hidden, text["intermediate_size"], Kind.MLP, part)
         return
@@ -220,7 +219,8 @@ def _mamba(root: str, config: Config, part: Part) -> Iterator[Module]:
 
 def _latent_experts(root: str, config: Config, part: Part) -> Iterator[Module]:
     hidden, latent, count = config["hidden_size"], config["moe_latent_size"], config["n_routed_experts"]
-    width, shared = config["moe_intermediate_size"], config["moe_shared_expert_intermediate_size"]
+    width = config["moe_intermediate_size"]
+    shared = config["moe_shared_expert_intermediate_size"] * config["n_shared_experts"]
     yield Module(f"{root}.gate", (count, hidden), Kind.ROUTER, part)
     yield plain(f"{root}.gate.e_score_correction_bias", count, weight="", dtype="F32", part=part)
     yield Module(f"{root}.fc1_latent_proj", (latent, hidden), Kind.LATENT, part)

@@ -79,7 +79,8 @@ def _bailing_feed_forward(root: str, config: Config, index: int, part: Part) -> 
         return
     yield Module(f"{root}.mlp.gate", (count, hidden), Kind.ROUTER, part)
     yield plain(f"{root}.mlp.gate.expert_bias", count, weight="", dtype="F32", part=part)
-    yield from mlp(f"{root}.mlp.shared_experts", hidden, width * config["num_shared_experts"], Kind.SHARED, part)
+    shared = config.get("moe_shared_expert_intermediate_size", width) * config["num_shared_experts"]
+    yield from mlp(f"{root}.mlp.shared_experts", hidden, shared, Kind.SHARED, part)
     yield from experts(f"{root}.mlp.experts", (count, width, hidden), part, "each")
 
 

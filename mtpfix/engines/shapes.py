@@ -1,7 +1,7 @@
 """The shapes that a configuration gives the tensors of a family, before anything is quantized.
 
 Reads `[shapes]` of a family file. Says nothing of a tensor that no row names, or where the configuration lacks a
-number that the row needs: engines have defaults of their own for those.
+number that the row needs, or says 0: engines have defaults of their own for those.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from mtpfix.families import Family, Numbers, value_of
 
 Shape = tuple[int, ...]
 NOTHING: Mapping[str, Shape] = {}
-_LAYER = re.compile(r"\.layers\.(\d{1,6})(?:\.|$)")
+_LAYER = re.compile(r"(?<!mtp)\.layers\.(\d{1,6})(?:\.|$)")
+"""The number of a decoder layer; layers of a branch that counts its own are not those of the per-layer arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,6 @@ def evaluate(formula: str, numbers: Numbers) -> Shape | None:
 def _value(factor: str, numbers: Numbers) -> int | None:
     if factor.isdigit():
         return int(factor)
-    value: Any = value_of(numbers.decoder, factor)
-    if value is None:
-        value = value_of(numbers.config, factor)
+    place = numbers.decoder if factor.partition(".")[0] in numbers.decoder else numbers.config
+    value: Any = value_of(place, factor)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -23,7 +23,7 @@ NUMBERS = Numbers(
     layers=2,
     mtp=1,
     declared=True,
-    decoder={"hidden_size": 8, "heads": 3, "none": None, "flag": True},
+    decoder={"hidden_size": 8, "heads": 3, "none": None, "flag": True, "zero": 0},
     config={"vision": {"width": 5}},
 )
 
@@ -39,10 +39,84 @@ NUMBERS = Numbers(
         ("none", None),
         ("flag", None),
         ("vision.height + 1", None),
+        ("hidden_size + zero, 1", None),
+        ("hidden_size, heads * zero", None),
     ],
 )
 def test_formulas(formula: str, shape: tuple[int, ...] | None) -> None:
     assert evaluate(formula, NUMBERS) == shape
+
+
+def test_a_key_that_the_decoder_leaves_empty_is_not_looked_for_elsewhere() -> None:
+    numbers = replace(NUMBERS, config={"none": 4, "absent": 4})
+    assert (evaluate("none", numbers), evaluate("absent", numbers)) == (None, (4,))
+
+
+STEP = {"layer_types": ["full_attention", "sliding_attention"], "head_dim": 128, "num_attention_groups": 8}
+STEP |= {"hidden_size": 64, "attention_other_setting": {"head_dim": 96, "num_attention_groups": 4}}
+BAILING = {"hidden_size": 64, "moe_intermediate_size": 48, "num_shared_experts": 2}
+LATENT = {"hidden_size": 64, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "q_lora_rank": None}
+PUZZLE = {"hidden_size": 64, "moe_latent_size": 16, "moe_intermediate_size": 32, "mamba_num_heads": 4}
+INKLING = {"hidden_size": 64, "n_routed_experts": 4, "n_shared_experts": 2, "intermediate_size": 32, "vocab_size": 90}
+LINEAR = {"hidden_size": 64, "linear_attn_config": {"head_dim": 16, "num_heads": 2}}
+SHARED = "model.layers.3.mlp.shared_experts.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "module", "suffix", "shape"),
+    [
+        ("Step3p5ForCausalLM", STEP, "model.layers.0.self_attn.k_proj", "weight", (1024, 64)),
+        ("Step3p5ForCausalLM", STEP, "model.layers.1.self_attn.k_proj", "weight", (384, 64)),
+        ("Step3p5ForCausalLM", STEP, "model.layers.1.self_attn.q_norm", "weight", (96,)),
+        ("Step3p5ForCausalLM", STEP, "model.layers.2.self_attn.k_proj", "weight", None),  # the array is too short
+        ("BailingMoeV2_5ForCausalLM", BAILING, SHARED, "weight", (96, 64)),
+        (
+            "BailingMoeV2_5ForCausalLM",
+            BAILING | {"moe_shared_expert_intermediate_size": 40},
+            SHARED,
+            "weight",
+            (80, 64),
+        ),
+        ("BailingMoeV3ForCausalLM", BAILING | {"moe_shared_expert_intermediate_size": 40}, SHARED, "weight", None),
+        ("DeepseekV3ForCausalLM", LATENT, "model.layers.1.self_attn.kv_a_proj_with_mqa", "weight", (576, 64)),
+        ("DeepseekV3ForCausalLM", LATENT, "model.layers.1.self_attn.q_a_proj", "weight", None),
+        ("NemotronHForCausalLM", PUZZLE, "backbone.layers.1.mixer.experts.{}.up_proj", "weight", (32, 16)),
+        (
+            "NemotronHForCausalLM",
+            PUZZLE | {"moe_latent_size": None},
+            "mtp.layers.1.mixer.experts.{}.up_proj",
+            "weight",
+            None,
+        ),
+        ("NemotronHPuzzleForCausalLM", PUZZLE | {"block_configs": []}, "backbone.layers.0.mixer.A_log", "", None),
+        ("NemotronHForCausalLM", PUZZLE, "backbone.layers.0.mixer.A_log", "", (4,)),
+        ("InklingForCausalLM", INKLING, "model.llm.layers.1.mlp.experts.w13_weight", "", None),
+        ("InklingForCausalLM", INKLING | {"padded_vocab_size": 96}, "model.llm.unembed", "weight", (96, 64)),
+        ("InklingForCausalLM", INKLING, "model.llm.layers.1.mlp.gate", "bias", None),
+        ("KimiK3ForConditionalGeneration", LINEAR, "model.layers.1.self_attn.q_proj", "weight", None),
+        (
+            "KimiK3ForConditionalGeneration",
+            LINEAR | {"q_lora_rank": 8},
+            "model.layers.0.self_attn.q_proj",
+            "weight",
+            (32, 64),
+        ),
+    ],
+)
+def test_shapes_follow_the_branches_that_engines_take(
+    architecture: str, config: dict[str, Any], module: str, suffix: str, shape: tuple[int, ...] | None
+) -> None:
+    family = match(architecture)
+    assert family is not None
+    assert read_shapes(family, replace(NUMBERS, decoder=config, config=config)).of(module).get(suffix) == shape
+
+
+def test_a_layer_of_a_branch_that_counts_its_own_is_no_layer_of_the_per_layer_arrays() -> None:
+    family = match("Step3p5ForCausalLM")
+    assert family is not None
+    shapes = read_shapes(family, replace(NUMBERS, decoder=STEP))
+    assert "weight" in shapes.of("model.layers.0.self_attn.q_norm")
+    assert "weight" not in shapes.of("mtp.layers.0.self_attn.q_norm")
 
 
 def wrong_shapes(name: str, size: Size) -> list[str]:
