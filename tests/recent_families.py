@@ -346,7 +346,7 @@ def minimax(config: Config, layout: Layout) -> Iterator[Module]:
         yield from _minimax_layer(f"language_model.model.layers.{index}", text, "target", sparse=sparse, routed=routed)
     yield plain("language_model.model.norm", hidden)
     yield Module("language_model.lm_head", (vocabulary, hidden), Kind.HEAD)
-    yield from _minimax_vision(config["vision_config"], hidden)
+    yield from _minimax_vision(config["vision_config"], hidden, config["projector_hidden_size"])
     for index in range(text.get("num_mtp_modules", 0)):
         root = f"language_model.model.mtp.layers.{index}"
         yield from norms("branch", hidden, f"{root}.enorm", f"{root}.hnorm", f"{root}.final_layernorm")
@@ -375,7 +375,7 @@ def _minimax_layer(root: str, text: Config, part: Part, *, sparse: bool, routed:
         yield Module(f"{block}.experts.{{}}.{name}", shape, Kind.EXPERT, part, experts=count)
 
 
-def _minimax_vision(vision: Config, hidden: int) -> Iterator[Module]:
+def _minimax_vision(vision: Config, hidden: int, middle: int) -> Iterator[Module]:
     width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
     numbers = vision["img_token_compression_config"]
     root, merged = "vision_tower.vision_model", hidden * numbers["spatial_merge_size"] ** 2
@@ -391,8 +391,8 @@ def _minimax_vision(vision: Config, hidden: int) -> Iterator[Module]:
         yield from _with_bias(f"{block}.mlp.fc1", (inner, width))
         yield from _with_bias(f"{block}.mlp.fc2", (width, inner))
     for name, columns in (("multi_modal_projector", width), ("patch_merge_mlp", merged)):
-        yield from _with_bias(f"{name}.linear_1", (hidden, columns))
-        yield from _with_bias(f"{name}.linear_2", (hidden, hidden))
+        yield from _with_bias(f"{name}.linear_1", (middle, columns))
+        yield from _with_bias(f"{name}.linear_2", (hidden, middle))
 
 
 def _with_bias(name: str, shape: tuple[int, ...], kind: Kind = Kind.VISION) -> Iterator[Module]:

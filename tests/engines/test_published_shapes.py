@@ -16,8 +16,9 @@ import pytest
 
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.checkpoint.names import split_name
-from mtpfix.engines.predict import Subject, predict
+from mtpfix.engines.predict import predict
 from mtpfix.engines.shapes import read_shapes
+from mtpfix.engines.subject import Subject
 from mtpfix.families import match, read_numbers
 from mtpfix.model import Verdict
 from tests.checkpoints import Tensor, write_shard
@@ -212,8 +213,8 @@ def latent(root: str, hidden: int, heads: int, ranks: Shape, sizes: Shape) -> di
 
 def deepseek(architecture: str, *numbers: int, **more: int) -> dict[str, Any]:
     """Return a configuration with latent attention and experts, its numbers in the order of the keys below."""
-    keys = ("hidden_size", "intermediate_size", "moe_intermediate_size", "n_routed_experts", "num_attention_heads")
-    keys += ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "vocab_size")
+    first = ("hidden_size", "intermediate_size", "moe_intermediate_size", "n_routed_experts", "num_attention_heads")
+    keys = (*first, "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "vocab_size")
     named = dict(zip((*keys, "num_hidden_layers", "first_k_dense_replace"), numbers, strict=True))
     return {"architectures": [architecture], "n_shared_experts": 1, "num_nextn_predict_layers": 1, **named, **more}
 
