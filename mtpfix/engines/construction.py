@@ -1,4 +1,4 @@
-"""What constructors raise before any tensor is loaded: for a whole class, one module, an array that is too short.
+"""What is raised before any tensor is loaded: by a whole class, for one module, for an array that is too short.
 
 Knows the errors that the knowledge files tell. What a module is built as is decided before.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from mtpfix.engines.blueprint import Planned, holds
 from mtpfix.engines.decide import Decision
-from mtpfix.engines.loading import CONSTRUCT, Kind
+from mtpfix.engines.loading import CONSTRUCT, LOAD, Kind
 from mtpfix.engines.parameters import parameters_of
 from mtpfix.facts import Table, covers, pick
 from mtpfix.families import Numbers, fill
@@ -17,16 +17,17 @@ from mtpfix.model import Event, Format, Outcome
 
 
 def construct_class(block: Table, version: str, method: str, numbers: Numbers) -> Iterator[Event]:
-    """Yield the error of a model class that cannot be constructed at a release, whatever the checkpoint holds."""
-    fact = pick(block.get("broken"), version)
-    if not fact or fact["does"] == "silent" or method not in fact.get("methods", (method,)):
-        return
-    if holds(fact.get("when"), numbers, None):
-        because = (str(fact.get("source", "")),)
-        text = fill(fact["text"], numbers)
-        if "when" in fact:
-            text = text.replace("{value}", str(numbers.value(fact["when"]["key"])))
-        yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, because, (CONSTRUCT, "", ""))
+    """Yield the error of a model class that cannot be constructed, or loads nothing, whatever the checkpoint holds."""
+    for key, phase in (("broken", CONSTRUCT), ("refuses", LOAD)):
+        fact = pick(block.get(key), version)
+        if not fact or fact["does"] == "silent" or method not in fact.get("methods", (method,)):
+            continue
+        if holds(fact.get("when"), numbers, None):
+            because = (str(fact.get("source", "")),)
+            text = fill(fact["text"], numbers)
+            if "when" in fact:
+                text = text.replace("{value}", str(numbers.value(fact["when"]["key"])))
+            yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, because, (phase, "", ""))
 
 
 def construct_module(planned: Planned, built: Format, method: str, position: int) -> Iterator[Event]:

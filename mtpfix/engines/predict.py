@@ -274,6 +274,37 @@ def _pattern(block: Table, key: str, version: str, numbers: Numbers) -> re.Patte
     return re.compile("|".join(f"(?:{one})" for one in found)) if found else None
 
 
+def _counted(numbers: Numbers, family: Family, block: Table, version: str) -> Numbers:
+    """Return the numbers as a class counts the MTP layers that takes another number of them than is declared."""
+    layers = pick(block.get("layers"), version)
+    if not layers:
+        return numbers
+    each = 1
+    for key in family.table["numbers"].get("K_length", ()):
+        value = numbers.value(key)
+        each = len(value) if isinstance(value, (str, list)) and value else each
+    return replace(numbers, mtp=min(numbers.mtp, layers["count"] * each))
+
+
+def _skipping(
+    skips: re.Pattern[str] | None, block: Table, declared: Numbers, counted: Numbers
+) -> re.Pattern[str] | None:
+    """Return the pattern of tensors that are dropped, with those of MTP layers that are declared and not built."""
+    roots = [root for group in block.get("group", ()) for root in _listed(group["disk"]) if "k}" in root]
+    beyond = [
+        rf"^{re.escape(fill(root, declared, index))}\."
+        for root in dict.fromkeys(roots)
+        for index in range(counted.mtp, declared.mtp)
+    ]
+    if not beyond:
+        return skips
+    return re.compile("|".join(f"(?:{one})" for one in ([skips.pattern] if skips is not None else []) + beyond))
+
+
+def _listed(value: Any) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value
+
+
 def _simulate(
     subject: Subject,
     engine: Engine,
@@ -287,7 +318,9 @@ def _simulate(
     family, numbers = subject.family, subject.numbers
     if family is None or numbers is None:
         return _unpredicted(role, "no family file knows this architecture")
+    declared, numbers = numbers, _counted(numbers, family, block, version)
     loader = _loader(family, block, engine, version, numbers, resolved, subject.shapes)
+    loader = replace(loader, skips=_skipping(loader.skips, block, declared, numbers))
     blueprint = draw(family, block, numbers, subject.names, version)
     events: list[Event] = [
         *construct_class(block, version, resolved.method or "", numbers),

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from mtpfix.checkpoint import open_checkpoint
 from mtpfix.engines import load
+from mtpfix.engines.predict import predict
+from mtpfix.engines.subject import Subject
+from mtpfix.model import Verdict
+from tests.checkpoints import plan, write
 from tests.conformance import environment
-from tests.conformance.random_checkpoints import CHANGES, cases, compare
+from tests.conformance.random_checkpoints import CHANGES, Case, cases, compare
 
 LISTED = ("qwen3_5", "qwen3_next", "deepseek_v3", "glm4_moe", "nemotron_h", "qwen3_5_moe")
 DAMAGED = ("qwen3_5", "deepseek_v3", "glm4_moe", "nemotron_h")
@@ -39,4 +44,72 @@ def test_the_newest_release_does_with_random_checkpoints_what_is_predicted(tmp_p
     made += [one for family in DAMAGED for one in cases(family, 7, 1, ("drop", "alter"))]
     found = list(compare(f"vllm-{version}", made, tmp_path))
     assert [one for one, _ in found] == made
+    assert {one.changes: wrong for one, wrong in found if wrong} == {}
+
+
+APPENDED = ("glm4_moe", "deepseek_v3", "glm_ocr", "glm4_moe_lite", "bailing_v2_5")
+"""Families whose drafts SGLang loads with a function that counts the MTP layers, and refuses more than one."""
+ONE_LAYER = "Only 1 nextn layer is supported"
+
+
+def with_two_layers(family: str) -> Case:
+    return Case(plan(family, "hf-quant-only", numbers={"num_nextn_predict_layers": 2}), (family,))
+
+
+@pytest.mark.parametrize("family", ["glm4_moe", "deepseek_v3"])
+def test_a_second_mtp_layer_is_refused_by_loaders_that_count(family: str, tmp_path: Path) -> None:
+    write(tmp_path / "two", with_two_layers(family).planned)
+    subject = Subject(open_checkpoint(tmp_path / "two"))
+    for release in load("sglang").releases:
+        found = predict(subject, "sglang", release)
+        assert found.draft.error == f"AssertionError: {ONE_LAYER}", release
+        assert found.target.error is None
+    assert ONE_LAYER not in str(predict(subject, "vllm", load("vllm").verified[-1]).draft.error)
+
+
+BUILT_ONCE = {
+    "qwen3_5": "mtp_num_hidden_layers",
+    "exaone_moe": "num_nextn_predict_layers",
+    "ernie4_5_moe": "num_nextn_predict_layers",
+    "nemotron_h": "num_nextn_predict_layers",
+    "dots3_note": "num_nextn_predict_layers",
+}
+"""Families whose draft SGLang builds with one MTP layer, with the key that declares more."""
+
+
+def declaring_two(family: str, variant: str) -> Case:
+    return Case(plan(family, variant, numbers={BUILT_ONCE[family]: 2}), (family, variant))
+
+
+def test_of_more_layers_than_a_draft_builds_none_is_missed(tmp_path: Path) -> None:
+    write(tmp_path / "two", declaring_two("qwen3_5", "excluded-glob").planned)  # the second is not stored
+    subject = Subject(open_checkpoint(tmp_path / "two"))
+    assert predict(subject, "sglang", load("sglang").verified[-1]).draft.events == ()
+    other = predict(subject, "vllm", load("vllm").verified[-1]).draft
+    assert [(event.kind, event.module) for event in other.events if event.kind == "layer-absent"] == [
+        ("layer-absent", "mtp.layers.1")
+    ]
+    write(tmp_path / "both", declaring_two("ernie4_5_moe", "excluded-glob").planned)  # the second is stored
+    both = Subject(open_checkpoint(tmp_path / "both"))
+    assert any("mtp_block.1." in name for name in both.stored)
+    draft = predict(both, "sglang", load("sglang").verified[-1]).draft
+    assert (draft.verdict, draft.events) == (Verdict.LOADS, ())
+
+
+@pytest.mark.engine
+def test_the_newest_sglang_builds_one_mtp_layer_as_predicted(tmp_path: Path) -> None:
+    version = load("sglang").verified[-1]
+    if environment.sglang_interpreter(version) is None:
+        pytest.skip(f"no environment for sglang {version}: set {environment.VARIABLE}")
+    made = [declaring_two(family, variant) for family in BUILT_ONCE for variant in ("excluded-glob", "branch-nvfp4")]
+    found = list(compare(f"sglang-{version}", made, tmp_path))
+    assert {one.changes: wrong for one, wrong in found if wrong} == {}
+
+
+@pytest.mark.engine
+def test_the_newest_sglang_refuses_a_second_mtp_layer_as_predicted(tmp_path: Path) -> None:
+    version = load("sglang").verified[-1]
+    if environment.sglang_interpreter(version) is None:
+        pytest.skip(f"no environment for sglang {version}: set {environment.VARIABLE}")
+    found = list(compare(f"sglang-{version}", [with_two_layers(family) for family in APPENDED], tmp_path))
     assert {one.changes: wrong for one, wrong in found if wrong} == {}
