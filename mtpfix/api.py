@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mtpfix.checkpoint.assemble import Progress
     from mtpfix.fix.changes import Written
     from mtpfix.fix.plan import Plan
-    from mtpfix.fix.repairs import Branch, Wishes
+    from mtpfix.fix.repairs.repair import Branch, Wishes
 
 Scope: TypeAlias = Literal["all", "mtp"]
 
@@ -259,7 +259,7 @@ def _wishes(
     unsafe: bool,
     scale_search: bool,
 ) -> Wishes:
-    from mtpfix.fix.repairs import Wishes
+    from mtpfix.fix.repairs.repair import Wishes
 
     base = graft if graft is None or isinstance(graft, str) else os.path.abspath(graft)  # noqa: PTH100 - not a Path
     return Wishes(mtp, input_scale, base, unsafe, scale_search)

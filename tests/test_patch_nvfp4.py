@@ -23,7 +23,7 @@ from mtpfix import patch, plan, scan
 from mtpfix.errors import MtpfixError
 from mtpfix.fix.operations import Unstack, from_json, to_json
 from mtpfix.fix.patching import carry_out, prepare
-from mtpfix.fix.repairs import Wishes
+from mtpfix.fix.repairs.repair import Wishes
 from mtpfix.nvfp4 import Quantized, cpu, dequantize, quantize, quantize_group, weight_error
 from tests.checkpoints import build
 from tests.patching import NEWEST, bytes_of

@@ -110,7 +110,7 @@ def patch(
     from mtpfix.fix.changes import Link
     from mtpfix.fix.mirror import mirrors
     from mtpfix.fix.patching import carry_out, fetched, prepare, prepared_from
-    from mtpfix.fix.repairs import Wishes
+    from mtpfix.fix.repairs.repair import Wishes
 
     machine = as_json or shape == "json"
     shown = not (machine or no_progress)

@@ -24,7 +24,9 @@ from mtpfix.fix.arrays import indexed_keys
 from mtpfix.fix.entries import find_entries
 from mtpfix.fix.judge import is_complete
 from mtpfix.fix.operations import CONFIG, Dequantize, Graft, Grafted, Operation, set_value
-from mtpfix.fix.repairs import MISBUILT, Repair, Wishes, made, restorable
+from mtpfix.fix.repairs.formats import restorable
+from mtpfix.fix.repairs.repair import Repair, Wishes, made
+from mtpfix.fix.repairs.weights import MISBUILT
 from mtpfix.fix.trial import Trial, modules_of
 from mtpfix.model import EXPERT
 

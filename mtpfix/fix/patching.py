@@ -25,7 +25,7 @@ from mtpfix.fix.packing import Packing
 from mtpfix.fix.perform import changes_of
 from mtpfix.fix.plan import Plan, default_engines, make_plan, plan_of, requests_for
 from mtpfix.fix.planfile import check_source, moved, read_plan
-from mtpfix.fix.repairs import Wishes
+from mtpfix.fix.repairs.repair import Wishes
 from mtpfix.fix.snapshot import take_snapshot
 from mtpfix.fix.trial import Trial
 from mtpfix.fix.writer import finish_in_place, is_there, refuse_unfinished, write, write_in_place

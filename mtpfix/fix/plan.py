@@ -13,12 +13,16 @@ from dataclasses import dataclass, field, replace
 from mtpfix.checkpoint.names import describe_names
 from mtpfix.engines import Engine, Request, load, names, resolve_requests
 from mtpfix.errors import UsageError
-from mtpfix.fix import repairs
 from mtpfix.fix.cost import bytes_written, shards_rewritten
 from mtpfix.fix.entries import allow, entries_title, find_entries, without_branch_entries
 from mtpfix.fix.graft import graft
 from mtpfix.fix.operations import AddEntry, Dequantize, Operation, Quantize
-from mtpfix.fix.repairs import WAYS, Repair, Way, Wishes, made
+from mtpfix.fix.repairs import FILES, TENSOR_WAYS, WAYS
+from mtpfix.fix.repairs.declarations import restate_mixed
+from mtpfix.fix.repairs.formats import NVFP4, packable, restorable
+from mtpfix.fix.repairs.repair import Repair, Way, Wishes, made
+from mtpfix.fix.repairs.scales import add_input_scales, declare_inputs
+from mtpfix.fix.repairs.weights import dequantized, quantize, quantized, with_fused
 from mtpfix.fix.trial import Trial, bad_of, name_of
 from mtpfix.model import Outcome, Role, Verdict
 from mtpfix.rules.context import ROLES, Context, Release
@@ -27,16 +31,6 @@ LONGEST = 24
 """Steps a plan has at most: more would mean that repairs undo each other."""
 MOST_PRUNED = 64
 """Entries that are each tried without; a longer list is left as it was found."""
-FILES: tuple[Way, ...] = (
-    repairs.reindex,
-    repairs.drop_copies,
-    repairs.drop_nested,
-    repairs.synchronise,
-    repairs.share_scales,
-)
-"""Ways that put in order what no release refuses to load, once the releases asked for load."""
-TENSOR_WAYS: tuple[Way, ...] = (repairs.dequantize, repairs.quantize)
-"""Ways that write tensors, told as alternatives to one that writes none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +270,7 @@ def _wanting(search: _Search) -> Iterator[str]:
         yield "The base model may have what is missing here: name it with --graft."
     if wishes.input_scale is None:
         given = replace(wishes, input_scale=1.0)
-        for way in (repairs.add_input_scales, repairs.declare_inputs, repairs.quantize):
+        for way in (add_input_scales, declare_inputs, quantize):
             if any(trial.plus(one.operations).gain(trial) for one in way(trial, given)):
                 yield "No scale of inputs is known from which others could be derived: give one with --input-scale."
                 return
@@ -390,10 +384,10 @@ def _wish(search: _Search) -> list[str]:
 
 def _wish_plain(search: _Search) -> list[str]:
     subject = search.trial.context.subject
-    modules = [name for name, item in subject.stored.items() if subject.in_branch(name) and repairs.restorable(item)]
+    modules = [name for name, item in subject.stored.items() if subject.in_branch(name) and restorable(item)]
     if not modules:
         return ["The branch is stored in 16 bits already."]
-    for repair in repairs.dequantized(search.trial, modules, search.wishes, "dequantize the branch to BF16"):
+    for repair in dequantized(search.trial, modules, search.wishes, "dequantize the branch to BF16"):
         search.take(repair)
     return []
 
@@ -413,12 +407,12 @@ def _wish_packed(search: _Search) -> list[str]:
             item = subject.stored.get(name)
             if item is None or not subject.in_branch(name) or len(item.shape) < 2:
                 continue
-            if item.format in repairs.NVFP4:
+            if item.format in NVFP4:
                 already = True
                 continue
-            able = built.format in repairs.NVFP4 and built.layer != "head" and repairs.packable(item)
+            able = built.format in NVFP4 and built.layer != "head" and packable(item)
             packed[name] = packed.get(name, True) and able
-            if not able and repairs.packable(item) and built.layer not in ("norm", "embedding", "head"):
+            if not able and packable(item) and built.layer not in ("norm", "embedding", "head"):
                 forbids.setdefault(name, name_of(release))
                 if built.layer != "linear":  # torch's own, that no list is asked for
                     listable[name] = None
@@ -427,15 +421,15 @@ def _wish_packed(search: _Search) -> list[str]:
         return _left_plain({name: by for name, by in forbids.items() if name not in named})
     step: Repair | None = None
     wishes = search.wishes
-    if not any(repairs.quantized(bare, wanted, wishes)):
+    if not any(quantized(bare, wanted, wishes)):
         wishes = replace(wishes, input_scale=1.0)  # to see whether the scale is all that is wanting
     while wanted:
-        found = next(repairs.quantized(bare, wanted, wishes))
+        found = next(quantized(bare, wanted, wishes))
         after = bare.plus(found.operations)
         listed = find_entries(after, before=trial) or find_entries(after, before=after)
         after = listed.trial if listed is not None else after
         worse = _worse(after, trial, wanted)
-        fewer = [name for name in wanted if name not in repairs.with_fused(after, worse.keys() & set(wanted))]
+        fewer = [name for name in wanted if name not in with_fused(after, worse.keys() & set(wanted))]
         if len(fewer) == len(wanted):
             step = made(trial, after, found.title, safe=True)
             break
@@ -484,7 +478,7 @@ def _wish_restated(search: _Search, bare: Trial, modules: Sequence[str], least: 
     """
     trial, wanted = search.trial, list(modules)
     while len(wanted) > least:
-        found = next(repairs.quantized(bare, wanted, search.wishes), None)
+        found = next(quantized(bare, wanted, search.wishes), None)
         if found is None:
             return []
         packed = bare.plus(found.operations)
@@ -505,7 +499,7 @@ def _wish_restated(search: _Search, bare: Trial, modules: Sequence[str], least: 
                 return []
             search.take(accepted)
             return wanted
-        fewer = [name for name in wanted if name not in repairs.with_fused(packed, worse.keys() & set(wanted))]
+        fewer = [name for name in wanted if name not in with_fused(packed, worse.keys() & set(wanted))]
         if len(fewer) == len(wanted):
             return []
         wanted = fewer
@@ -514,7 +508,7 @@ def _wish_restated(search: _Search, bare: Trial, modules: Sequence[str], least: 
 
 def _named(packed: Trial, quantized: Repair, wishes: Wishes) -> Iterator[tuple[str, Trial]]:
     """Yield the trials in which modules that were just quantized stand in an allow-list, a new one or that there is."""
-    for repair in repairs.restate_mixed(packed, wishes):
+    for repair in restate_mixed(packed, wishes):
         yield repair.title, packed.plus(repair.operations)
     modules = [name for one in quantized.operations if isinstance(one, Quantize) for name in one.modules]
     found = allow(packed, modules)

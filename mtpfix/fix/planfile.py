@@ -14,7 +14,7 @@ from mtpfix.errors import FormatError, MtpfixError, UsageError
 from mtpfix.fix.changes import Snapshot
 from mtpfix.fix.operations import Graft, Operation, from_json, to_json
 from mtpfix.fix.plan import Plan
-from mtpfix.fix.repairs import Repair
+from mtpfix.fix.repairs.repair import Repair
 
 FORMAT = 1
 _AGAIN = "write the plan again with --plan"

@@ -12,11 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from mtpfix.engines.blueprint import SLOTS
-from mtpfix.fix import repairs
 from mtpfix.fix.cost import file_bytes
 from mtpfix.fix.entries import entries_title, find_entries
 from mtpfix.fix.operations import CONFIG, described
-from mtpfix.fix.repairs import Repair, Way, Wishes
+from mtpfix.fix.repairs.configuration import extend_arrays
+from mtpfix.fix.repairs.declarations import restate_mixed
+from mtpfix.fix.repairs.files import drop_copies, drop_nested, reindex, synchronise
+from mtpfix.fix.repairs.lists import allow_packed, relist
+from mtpfix.fix.repairs.repair import Repair, Way, Wishes, made
+from mtpfix.fix.repairs.scales import add_input_scales, share_scales, weight_only
+from mtpfix.fix.repairs.weights import drop_unknown
 from mtpfix.fix.trial import Trial
 from mtpfix.model import Finding, Fix, Operation, Role, Stored
 from mtpfix.rules.context import ROLES, Context, occurrences
@@ -38,7 +43,7 @@ def suggest(context: Context, findings: Sequence[Finding]) -> tuple[Finding, ...
         elif found.rule == "MTP207":
             key = ("quantized-into-plain", found.role)
             if key not in entries:
-                entries[key] = tuple(_tried(trial, repairs.relist))
+                entries[key] = tuple(_tried(trial, relist))
             fixes = (*entries[key], *_dequantize(context, found))
         elif found.rule in _WAYS:
             fixes = tuple(fix for way in _WAYS[found.rule] for fix in _tried(trial, way))
@@ -61,11 +66,11 @@ def _tried(trial: Trial, way: Way) -> Iterator[Fix]:
 
 
 FILES: tuple[Way, ...] = (
-    repairs.reindex,
-    repairs.drop_nested,
-    repairs.synchronise,
-    repairs.drop_copies,
-    repairs.share_scales,
+    reindex,
+    drop_nested,
+    synchronise,
+    drop_copies,
+    share_scales,
 )
 """Ways that mend files, whether or not any judged release refuses them."""
 
@@ -83,7 +88,7 @@ def _exclude(trial: Trial, kind: str, role: Role | None) -> Iterator[Fix]:
         rest = sorted({bad[0] for bad in found.rest})
         if rest:
             title += f" (still fails in {rest[0]}" + (f" and {len(rest) - 1} more releases)" if len(rest) > 1 else ")")
-        yield fix_of(repairs.made(trial, found.trial, title, safe=True))
+        yield fix_of(made(trial, found.trial, title, safe=True))
 
 
 def _quantize(context: Context, found: Finding) -> Iterator[Fix]:
@@ -227,13 +232,13 @@ _REPAIRS: dict[str, Callable[[Context, Finding], Iterator[Fix]]] = {
     "MTP203": _dequantize,
 }
 _WAYS: dict[str, tuple[Way, ...]] = {
-    "MTP103": (repairs.extend_arrays,),
-    "MTP205": (repairs.allow_packed, repairs.restate_mixed),
-    "MTP206": (repairs.drop_unknown,),
-    "MTP301": (repairs.weight_only, repairs.add_input_scales),
-    "MTP303": (repairs.share_scales,),
-    "MTP401": (repairs.synchronise,),
-    "MTP402": (repairs.drop_nested,),
-    "MTP506": (repairs.drop_copies,),
-    **dict.fromkeys(("MTP501", "MTP502", "MTP503", "MTP504", "MTP505", "MTP507", "MTP508"), (repairs.reindex,)),
+    "MTP103": (extend_arrays,),
+    "MTP205": (allow_packed, restate_mixed),
+    "MTP206": (drop_unknown,),
+    "MTP301": (weight_only, add_input_scales),
+    "MTP303": (share_scales,),
+    "MTP401": (synchronise,),
+    "MTP402": (drop_nested,),
+    "MTP506": (drop_copies,),
+    **dict.fromkeys(("MTP501", "MTP502", "MTP503", "MTP504", "MTP505", "MTP507", "MTP508"), (reindex,)),
 }

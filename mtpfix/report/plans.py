@@ -18,7 +18,7 @@ from mtpfix.fix.operations import ON_JSON, described
 from mtpfix.fix.patching import Prepared
 from mtpfix.fix.perform import json_documents
 from mtpfix.fix.plan import Open, Plan
-from mtpfix.fix.repairs import Repair
+from mtpfix.fix.repairs.repair import Repair
 from mtpfix.nvfp4.format import WeightError
 from mtpfix.report.summary import size_text
 

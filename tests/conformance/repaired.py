@@ -27,7 +27,7 @@ from mtpfix import scan
 from mtpfix.errors import NothingToCheck
 from mtpfix.fix.patching import Prepared, carry_out, prepare
 from mtpfix.fix.plan import Plan
-from mtpfix.fix.repairs import Branch, Wishes
+from mtpfix.fix.repairs.repair import Branch, Wishes
 from mtpfix.model import Severity
 from tests.checkpoints import build
 from tests.conformance import loaded

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mtpfix.engines import load
-from mtpfix.fix.repairs import Branch
+from mtpfix.fix.repairs.repair import Branch
 from tests.conformance import environment
 from tests.conformance.repaired import repaired
 

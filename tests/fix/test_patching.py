@@ -15,7 +15,7 @@ from mtpfix.checkpoint import open_checkpoint
 from mtpfix.fix.holding import Holding
 from mtpfix.fix.operations import AddScale, CopyModule, Graft, Grafted, from_json, to_json
 from mtpfix.fix.patching import prepare
-from mtpfix.fix.repairs import Wishes
+from mtpfix.fix.repairs.repair import Wishes
 from mtpfix.fix.sample import check_samples
 from mtpfix.fix.snapshot import MANIFEST_FILE
 from mtpfix.fix.writer import IN_PLACE

@@ -20,7 +20,7 @@ from mtpfix.engines.subject import Subject
 from mtpfix.families import match
 from mtpfix.fix.operations import CopyModule, Dequantize, DropTensors, Quantize
 from mtpfix.fix.plan import Plan, make_plan, requests_for
-from mtpfix.fix.repairs import Branch, Wishes
+from mtpfix.fix.repairs.repair import Branch, Wishes
 from mtpfix.fix.trial import Trial
 from mtpfix.model import Checkpoint, Dialect, Severity, Verdict
 from mtpfix.rules import run

@@ -12,7 +12,7 @@ from mtpfix.checkpoint import open_checkpoint, read_scalars
 from mtpfix.engines.subject import Subject
 from mtpfix.fix.operations import Dequantize
 from mtpfix.fix.plan import make_plan, requests_for
-from mtpfix.fix.repairs import Wishes
+from mtpfix.fix.repairs.repair import Wishes
 from mtpfix.fix.trial import Trial
 from mtpfix.rules import run
 from mtpfix.rules.context import Context
