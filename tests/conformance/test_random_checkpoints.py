@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,4 +113,41 @@ def test_the_newest_sglang_refuses_a_second_mtp_layer_as_predicted(tmp_path: Pat
     if environment.sglang_interpreter(version) is None:
         pytest.skip(f"no environment for sglang {version}: set {environment.VARIABLE}")
     found = list(compare(f"sglang-{version}", [with_two_layers(family) for family in APPENDED], tmp_path))
+    assert {one.changes: wrong for one, wrong in found if wrong} == {}
+
+
+def with_scale(suffix: str, shape: tuple[int, ...]) -> Case:
+    """Return a checkpoint in which the scales of the rows' projections have another shape."""
+    known = plan("ernie4_5_moe", "branch-nvfp4")
+    ends = f".mtp_block.0.self_attn.o_proj.{suffix}"
+    groups = tuple(
+        tuple(replace(one, shape=shape) if one.name.endswith(ends) else one for one in group) for group in known.groups
+    )
+    return Case(replace(known, groups=groups), (suffix, str(shape)))
+
+
+ODD_SCALES = [
+    ("weight_scale", (), "IndexError: tuple index out of range"),
+    ("weight_scale", (1,), "IndexError: tuple index out of range"),
+    ("weight_scale_2", (1, 1), "AssertionError"),
+]
+"""Scales of a row-parallel layer that SGLang cannot copy, with what it raises."""
+
+
+@pytest.mark.parametrize(("suffix", "shape", "error"), ODD_SCALES)
+def test_a_scale_of_one_number_where_many_are_wanted_is_refused(
+    suffix: str, shape: tuple[int, ...], error: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "odd", with_scale(suffix, shape).planned)
+    draft = predict(Subject(open_checkpoint(tmp_path / "odd")), "sglang", load("sglang").verified[-1]).draft
+    assert draft.error == error
+    assert draft.error_tensor == f"model.mtp_block.0.self_attn.o_proj.{suffix}"
+
+
+@pytest.mark.engine
+def test_the_newest_sglang_refuses_odd_scales_as_predicted(tmp_path: Path) -> None:
+    version = load("sglang").verified[-1]
+    if environment.sglang_interpreter(version) is None:
+        pytest.skip(f"no environment for sglang {version}: set {environment.VARIABLE}")
+    found = list(compare(f"sglang-{version}", [with_scale(suffix, shape) for suffix, shape, _ in ODD_SCALES], tmp_path))
     assert {one.changes: wrong for one, wrong in found if wrong} == {}
