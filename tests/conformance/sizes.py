@@ -49,7 +49,7 @@ GROUPS = {"num_key_value_heads": "num_attention_groups"}
 ALONE = ("index_n_heads", "linear_num_heads", "hc_mult")
 KEPT: Mapping[str, frozenset[str]] = {
     "mimo": frozenset({"head_dim", "num_attention_heads", "hidden_size"}),
-    "minimax_m3": frozenset({"num_key_value_heads", "num_attention_heads"}),
+    "minimax_m3": frozenset({"num_key_value_heads", "num_attention_heads", "head_dim"}),
     "glm_ocr": frozenset({"head_dim"}),
     "qwen3_5": frozenset({"head_dim"}),
     "qwen3_5_moe": frozenset({"head_dim"}),

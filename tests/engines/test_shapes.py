@@ -241,3 +241,29 @@ def test_a_name_that_no_class_has_ends_at_the_outermost_that_lacks_it(
 def test_a_name_that_the_target_takes_for_the_branch_is_passed_over(tmp_path: Path) -> None:
     new = "model.model.layers.2.eh_proj.weight"
     assert target(tmp_path, "deepseek_v3", "model.layers.2.eh_proj.weight", new).verdict is Verdict.LOADS
+
+
+@pytest.mark.parametrize("family", ["mimo_v2", "mimo_v2_pro"])
+def test_mimo_v2_refuses_a_name_outside_its_model_and_drops_one_inside(tmp_path: Path, family: str) -> None:
+    planned = plan(family, "excluded-glob")
+    for folder, name in (("outside", "foo.weight"), ("inside", "model.layers.1.foo.weight")):
+        more = Tensor(name, "BF16", (16, 16))
+        write(tmp_path / folder, replace(planned, groups=(*planned.groups[:-1], (*planned.groups[-1], more))))
+    outside, inside = (
+        predict(Subject(open_checkpoint(tmp_path / folder)), "vllm", "0.32.0").target
+        for folder in ("outside", "inside")
+    )
+    assert outside.error == f"ValueError: There is no module or parameter named 'foo' in {class_of(family)}"
+    assert inside.error is None
+
+
+def class_of(family: str) -> str:
+    """Return the class of a family of the tests, which is its architecture's name."""
+    return str(FAMILIES[family].config("tiny")["architectures"][0])
+
+
+def test_a_norm_of_another_shape_fails_in_sglang(tmp_path: Path) -> None:
+    write(tmp_path, changed(plan("deepseek_v3", "excluded-glob"), "model.layers.2.hnorm.weight", shape=(64,)))
+    found = predict(Subject(open_checkpoint(tmp_path)), "sglang", "0.5.23").draft
+    said = "Attempted to load weight (torch.Size([64])) into parameter (torch.Size([128]))"
+    assert (found.error, found.error_tensor) == (f"AssertionError: {said}", "model.layers.2.hnorm.weight")
