@@ -24,7 +24,7 @@ from random import Random
 from typing import Any, Literal
 
 from tests.families import FAMILIES, STEP, with_arrays
-from tests.modules import DECLARING, Config, Family, Kind, Layout, Module, Size
+from tests.modules import DECLARING, TEXT, Config, Family, Kind, Layout, Module, Size, text_of
 
 # --------------------------------------------------------------------------------------------- safetensors
 
@@ -358,7 +358,7 @@ def engine_name(family: Family, module: Module, config: Config) -> str:
     if layer and family.block and module.kind is not Kind.GLUE:
         name = layer[0] + family.block + name[layer.end() :]
     front, _, last = name.rpartition(".")
-    if module.kind is Kind.SHARED and family.name == "nemotron_h":
+    if module.kind is Kind.SHARED and family.name.startswith("nemotron_h"):
         return name
     return f"{front}.{FUSED.get(last, last)}".removeprefix(".")
 
@@ -387,7 +387,7 @@ def excludes_of(
     if variant.lists == "glob" and variant.declares:
         entries += family.globs(config)
     elif variant.lists == "engine":
-        text = config.get("text_config", config)
+        text = text_of(config)
         entries += {engine_name(family, module, text) for module in branch if module.kind is not Kind.ROUTER}
     return sorted({*entries, *family.listed})
 
@@ -539,10 +539,10 @@ class Plan:
 
 def with_numbers(config: Config, changed: Mapping[str, Any]) -> Config:
     """Return a configuration with other numbers, those that its text model has in that one."""
-    text = config.get("text_config", {})
-    inside = {key: value for key, value in changed.items() if key in text}
-    outside = {key: value for key, value in changed.items() if key not in text}
-    return config | outside | ({"text_config": text | inside} if inside else {})
+    text = text_of(config)
+    inside = {key: value for key, value in changed.items() if key in text and text is not config}
+    outside = {key: value for key, value in changed.items() if key not in inside}
+    return config | outside | {key: text | inside for key in TEXT if key in config}
 
 
 def plan(
@@ -620,11 +620,11 @@ def _numbers(family: Family, size: Size, variant: Variant) -> Config:
 
 def _configure(family: Family, variant: Variant, size: Size) -> Config:
     config = family.config(size)
-    text = config.get("text_config", config)
+    text = text_of(config)
     if family.name in STEP and variant.arrays != "none":
         length = _layers(config) if variant.arrays == "whole" else text["num_hidden_layers"]
         config = with_arrays(config, length)
-        text = config.get("text_config", config)
+        text = text_of(config)
     if not variant.declares:
         for key in DECLARING:
             for place in (text, config, config.get("mtp_config", {})):
@@ -633,7 +633,7 @@ def _configure(family: Family, variant: Variant, size: Size) -> Config:
 
 
 def _layers(config: Config) -> int:
-    text = config.get("text_config", config)
+    text = text_of(config)
     return int(text["num_hidden_layers"] + text["num_nextn_predict_layers"])
 
 

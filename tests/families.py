@@ -35,6 +35,7 @@ from tests.modules import (
     routed,
 )  # fmt: skip
 from tests.newest_families import NEWEST
+from tests.omni_families import omni_families
 from tests.qwen_modules import VISION, VISION_TINY, hybrid, linear_attention, vision_tower
 from tests.recent_families import RECENT
 from tests.sglang_families import SGLANG
@@ -1266,6 +1267,7 @@ FAMILIES = {
         *SGLANG,
         *DRAFTERS,
         *SPARSE,
+        *omni_families(_nemotron_h, nemotron),
     )
 }
 

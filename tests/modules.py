@@ -19,6 +19,9 @@ Layout = Literal["each", "fused", "stacked"]
 DECLARING = ("mtp_num_hidden_layers", "num_nextn_predict_layers", "num_mtp_modules")
 """Keys of a configuration that say how many MTP layers there are."""
 
+TEXT = ("text_config", "llm_config")
+"""Keys of a configuration whose value is that of the decoder."""
+
 # ------------------------------------------------------------------------------------------------- modules
 
 
@@ -226,6 +229,11 @@ class Family:
     alone: bool = False
 
 
+def text_of(config: Config) -> Config:
+    """Return the part of a configuration that describes the decoder: the inner one, where there is one."""
+    return next((config[key] for key in TEXT if key in config), config)
+
+
 def mtp_glob(config: Config) -> list[str]:
     """Return the glob of a branch below `mtp.`."""
     del config
@@ -234,6 +242,6 @@ def mtp_glob(config: Config) -> list[str]:
 
 def layer_globs(config: Config) -> list[str]:
     """Return the globs of a branch whose layers follow the decoder's own."""
-    text = config.get("text_config", config)
+    text = text_of(config)
     first = text["num_hidden_layers"]
     return [f"model.layers.{index}*" for index in range(first, first + text["num_nextn_predict_layers"])]

@@ -15,7 +15,7 @@ import safetensors
 
 from tests.checkpoints import VARIANTS, Plan, Tensor, build, data_of, plan, summarise, write_shard
 from tests.families import FAMILIES, STEP
-from tests.modules import DECLARING
+from tests.modules import DECLARING, text_of
 
 CASES = [(family, name) for family in FAMILIES for name, variant in VARIANTS.items() if family in variant.families]
 
@@ -72,7 +72,7 @@ def test_shard_is_byte_for_byte_what_the_official_writer_makes(tmp_path: Path) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_official_reader_finds_every_planned_tensor(family: str, tmp_path: Path) -> None:
-    planned = build(tmp_path, family)
+    planned = build(tmp_path, family, sparse=True)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     found = {}
     for path in tmp_path.glob("*.safetensors"):
@@ -100,7 +100,7 @@ def test_variant_differs_from_its_neighbours_as_its_name_says(family: str, varia
             assert any(tensor.name.endswith(".weight_scale_inv") for tensor in branch)
         case _:
             assert not packed
-    numbers = planned.config | planned.config.get("text_config", {})
+    numbers = planned.config | text_of(planned.config)
     declared = any(place.get(key) for key in DECLARING for place in (numbers, planned.config.get("mtp_config", {})))
     assert bool(declared) == (variant != "no-mtp" and FAMILIES[family].declares)
     if variant == "published" and FAMILIES[family].published == "plain":
@@ -180,7 +180,7 @@ def test_qwen_branches_have_the_published_sizes() -> None:
 def test_step_arrays_are_as_long_as_the_variant_says(family: str) -> None:
     for variant, more in (("layer-arrays", 3), ("short-arrays", 0)):
         config = plan(family, variant).config
-        text = config.get("text_config", config)
+        text = text_of(config)
         assert len(text["layer_types"]) == text["num_hidden_layers"] + more
 
 

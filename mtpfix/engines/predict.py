@@ -32,7 +32,7 @@ from mtpfix.engines.remaining import (
     judge_unquantized,
     judge_unwritten,
 )
-from mtpfix.engines.resolve import resolve
+from mtpfix.engines.resolve import resolve, resolve_other_file
 from mtpfix.engines.resolved import Resolved
 from mtpfix.engines.shapes import Shapes
 from mtpfix.engines.split import split_module, split_numbers
@@ -82,7 +82,8 @@ def predict(
     blocks = tuple(subject.checkpoint.declarations if declarations is None else declarations)
     resolved = _with_packed(resolve(blocks, known, version, subject.architecture), subject)
     target, lists = _predict_role(subject, known, version, resolved, "target", None, ranks)
-    draft, _ = _predict_role(subject, known, version, resolved, "draft", lists, ranks)
+    own = _for_draft(subject, known, version, blocks, resolved)
+    draft, _ = _predict_role(subject, known, version, own, "draft", lists, ranks)
     return Prediction(
         engine=known.name,
         version=version,
@@ -92,6 +93,17 @@ def predict(
         method=resolved.method,
         deciding=resolved.declaration,
     )
+
+
+def _for_draft(
+    subject: Subject, engine: Engine, version: str, declarations: Sequence[Declaration], resolved: Resolved
+) -> Resolved:
+    """Return what a draft makes of the declarations: the same as the target, unless its configuration has no block."""
+    family = subject.family
+    blocks = family.models(engine.name, "draft", subject.served_as, version) if family is not None else []
+    if family is None or not blocks or pick(blocks[0].get("lists"), version) != "other-file":
+        return resolved
+    return resolve_other_file(declarations, engine, version, resolved, family.table.get("text", ()))
 
 
 def _with_packed(resolved: Resolved, subject: Subject) -> Resolved:
@@ -208,7 +220,7 @@ def _lists(
     target_lists: Lists | None,
     numbers: Numbers,
 ) -> Lists:
-    own = block["role"] == "target" or pick(block.get("lists", "shared"), version) == "own"
+    own = block["role"] == "target" or pick(block.get("lists", "shared"), version) in ("own", "other-file")
     lists = prepare_lists(resolved, engine, version) if own or target_lists is None else target_lists
     for name in pick(block.get("mappers", ()), version) or ():
         table = family.table["mappers"][name]

@@ -9,6 +9,7 @@ model's type is not seen here. Methods whose matching this package does not have
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mtpfix.engines import Engine
@@ -35,8 +36,12 @@ GROUP_TYPE = "group_size must be an integer, got {type}"
 FIELDS_MISSING = "{format} quantization requires the following fields in hf_quant_config.json: {fields}"
 NO_LAYERS = "MIXED_PRECISION quant_algo requires a non-empty 'quantized_layers' mapping in the quantization config."
 NOT_SERIALIZED = "MXFP8 quantization requires a serialized checkpoint. Dynamic quantization is not supported."
-NO_FILE = "Cannot find the config file for modelopt_mixed"
-OTHER_PRODUCER = "Unsupported quantization config found for modelopt_mixed in {file}."
+NO_FILE = "Cannot find the config file for {method}"
+NO_DEFAULT = (
+    "CompressedTensorsConfig.__init__() missing 3 required positional arguments: 'target_scheme_map', 'ignore', and "
+    "'quant_format'"
+)
+OTHER_PRODUCER = "Unsupported quantization config found for {method} in {file}."
 ACTIVATIONS = "Unsupported activation scheme {scheme}"
 BLOCK_DIMENSIONS = "The quantization block size of weight must have 2 dimensions, but got {count} dimensions"
 BLOCK_ACTIVATIONS = (
@@ -53,6 +58,34 @@ def resolve(
     if facts["resolver"] == "inline":
         return resolve_inline(declarations, facts, architecture or "")
     return _resolve_attached(declarations, Facts(engine, version))
+
+
+def resolve_other_file(
+    declarations: Sequence[Declaration], engine: Engine, version: str, target: Resolved, inner: Sequence[str]
+) -> Resolved:
+    """Return what a draft gets whose configuration has no block: the target's method, with the other file's lists.
+
+    Its configuration is one inside the checkpoint's; `inner` are the keys that may hold it.
+    """
+    facts = Facts(engine, version)
+    method = target.method
+    if target.error is not None or method is None:
+        return target
+    if method not in SIMULATED:
+        return replace(target, simulated=False, reason=f"the quantization method {method} is not predicted")
+    if _first(declarations, *((key, "quantization_config") for key in inner)) is not None:
+        reason = "a block inside the decoder's configuration, which the draft obeys, is not predicted"
+        return replace(target, simulated=False, reason=reason)
+    try:
+        if method == "compressed-tensors":
+            raise facts.refuse("TypeError", NO_DEFAULT, "mixed_other_file")
+        if method == "fp8" or method in GPTQ:
+            reason = f"a draft without a block of its own is not predicted under the method {method}"
+            return replace(target, simulated=False, reason=reason)
+        return _modelopt(_other_block(declarations, method, facts), method, facts)
+    except RefusedError as refused:
+        because = (*facts.cited, *([refused.source] if refused.source not in facts.cited else []))
+        return Resolved(method, target.declaration, error=(refused.name, refused.text), because=because)
 
 
 def _resolve_attached(declarations: Sequence[Declaration], facts: Facts) -> Resolved:
@@ -209,12 +242,18 @@ def _mixed_block(declarations: Sequence[Declaration], block: Declaration, method
     """Return the block itself, or that of the other file where a mixed one does not say its layers at the top."""
     if method != "modelopt_mixed" or "quantized_layers" in block.raw:
         return block
+    return _other_block(declarations, method, facts)
+
+
+def _other_block(declarations: Sequence[Declaration], method: str, facts: Facts) -> Declaration:
+    """Return the block of the other file, after the checks of the function that opens it."""
     other = next((one for one in declarations if one.file in facts["quantization_files"][1:]), None)
     if other is None:
-        raise facts.refuse("ValueError", NO_FILE, "mixed_other_file")
-    if _table(other.raw.get("producer")).get("name") != "modelopt":
+        raise facts.refuse("ValueError", NO_FILE.format(method=method), "mixed_other_file")
+    checked = method in ("modelopt", "modelopt_mixed")
+    if checked and _table(other.raw.get("producer")).get("name") != "modelopt":
         handle = f"<_io.TextIOWrapper name='{other.file}' mode='r' encoding='UTF-8'>"
-        raise facts.refuse("ValueError", OTHER_PRODUCER.format(file=handle), "mixed_other_file")
+        raise facts.refuse("ValueError", OTHER_PRODUCER.format(method=method, file=handle), "mixed_other_file")
     facts["mixed_other_file"]
     return other
 

@@ -28,7 +28,7 @@ from mtpfix.probe.compare import by_path, differences
 from tests.checkpoints import VARIANTS, Plan, Tensor, engine_name, plan, tensors_of, write
 from tests.conformance.record import ask
 from tests.families import FAMILIES
-from tests.modules import Kind
+from tests.modules import Kind, text_of
 
 STARTS = (
     "published",
@@ -125,7 +125,7 @@ def _entry(planned: Plan, random: Random) -> str:
         modules = [module for module in modules if module.part == "branch"] or modules
     module = random.choice(modules)
     name = random.choice(module.names) if module.names else module.name
-    text = planned.config.get("text_config", planned.config)
+    text = text_of(planned.config)
     parts = name.split(".")
     dialect = "re:" if VARIANTS[planned.variant].dialect == "compressed-tensors" else ""
     return random.choice(

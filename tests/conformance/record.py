@@ -108,14 +108,16 @@ def built(modules: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
     return {key: collapse(names) for key, names in sorted(groups.items())}
 
 
-def digest(found: Answer | None) -> Answer | None:
-    """Return what is kept of one model's answer."""
+def digest(found: Answer | None, stand_ins: Iterable[str] = ()) -> Answer | None:
+    """Return what is kept of one model's answer; `stand_ins` are names that no engine's class has."""
     if found is None:
         return None
     kept: Answer = {"verdict": found["verdict"]}
     if found["error"] is not None:
         kept["phase"] = found["phase"]
         kept["error"], kept["text"] = unwrap(found["error"]["class"], found["error"]["text"])
+        for name in stand_ins:
+            kept["text"] = kept["text"].replace(f"'{name}'", "'…'")
         if found["tensor"] is not None:
             kept["tensor"] = found["tensor"]
     if found["verdict"] == "silent":
@@ -186,7 +188,7 @@ def record(release: str, wanted: Sequence[tuple[str, str]], folder: Path) -> Non
         if UNREADABLE in ((found.get("target") or {}).get("error") or {}).get("text", ""):
             answers.pop(family, None)
         elif "unsupported" not in found:
-            answers[family][variant] = {role: digest(found[role]) for role in ROLES}
+            answers[family][variant] = {role: digest(found[role], found.get("stand_ins", ())) for role in ROLES}
     for family, known in answers.items():
         _write(place / f"{family}.json", merge({name: known[name] for name in VARIANTS if name in known}))
     sys.stdout.write(f"{release}: {len(wanted)} cases in {time.monotonic() - start:.0f} s\n")

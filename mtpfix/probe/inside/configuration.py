@@ -27,6 +27,12 @@ DERIVED: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
 ARCHITECTURES: dict[str, dict[str, str]] = {"step3p7": {"text_config": "Step3p5ForCausalLM"}}
 """By model type: inner configurations, and the architecture that published classes give them."""
 
+RENAMED = {
+    name: {"llm_config": "text_config"}
+    for name in ("nemotron_h_omni", "NemotronH_Omni_Reasoning_V3", "NemotronH_Super_Omni_Reasoning_V3")
+}
+"""By model type: inner configurations that published classes call otherwise than config.json does."""
+
 AS_WRITTEN = ("layer_types",)
 """Arrays that stay as long as they are written, also where the inner class cuts them off."""
 
@@ -50,7 +56,7 @@ def make_class(model_type: str, own: Callable[[str], Any]) -> type:
             if name not in named and isinstance(named.get(source), str):
                 named[name] = [letters.get(letter, letter) for letter in named[source]]
         for key, value in inner.items():
-            setattr(self, key, value)
+            setattr(self, RENAMED.get(model_type, {}).get(key, key), value)
         PretrainedConfig.__init__(self, **named)
 
     def get_text_config(self: Any, *_: Any, **__: Any) -> Any:

@@ -17,7 +17,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -181,7 +181,7 @@ def stand_in_for_operators() -> None:
     """Name the compiled operators that layers look up while they are built, where the compiled part is missing."""
     import torch
 
-    for name in ("gelu_quick", "gelu_tanh_and_mul"):
+    for name in ("gelu_and_mul", "gelu_fast", "gelu_new", "gelu_quick", "gelu_tanh_and_mul", "silu_and_mul"):
         if not hasattr(torch.ops._C, name):
             setattr(torch.ops._C, name, None)
             note(f"torch.ops._C.{name}", "named without its kernel")
@@ -302,6 +302,28 @@ def build_instead_of_generic(package: str, source: Path) -> None:
         with contextlib.suppress(ImportError, AttributeError):  # where its kernels ask more than a stand-in gives
             kind = getattr(importlib.import_module(f"{package}.{place}"), theirs)
             swap(chosen, name, kind, "the class for CUDA is built, not the generic one")
+
+
+class Tokenizer:
+    """Stands where a tokenizer would that a model asks for the numbers of some words while it is built."""
+
+    def encode(self, *_: Any, **__: Any) -> list[int]:
+        """Return no numbers: nothing is run with them."""
+        return []
+
+
+ASK_TOKENIZER = ("vllm.model_executor.models.nano_nemotron_vl",)
+"""Modules of model classes that ask a tokenizer while they are built."""
+
+
+def stand_in_for_tokenizer(architectures: Sequence[str]) -> None:
+    """Give the class of an architecture a tokenizer where it asks one while it is built: none is read."""
+    registry = importlib.import_module("vllm.model_executor.models.registry").ModelRegistry
+    for name in architectures:
+        module = getattr(registry.models.get(name), "module_name", None)
+        if module in ASK_TOKENIZER:
+            place = importlib.import_module(module)
+            swap(place, "cached_tokenizer_from_config", lambda *_, **__: Tokenizer(), "no tokenizer is read")
 
 
 def choose_cpu() -> Any:
