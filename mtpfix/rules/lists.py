@@ -85,15 +85,21 @@ def declaration_refused(context: Context, this: Rule) -> Iterator[Finding]:
     """The engine refuses the quantization block itself, before any weight is read.
 
     Algorithms are known from a certain release on (MIXED_PRECISION from vLLM 0.17.1, W4A16_NVFP4 from 0.21), some only
-    from config.json. A note where only older releases refuse it, an error where the newest one asked for does.
+    from config.json. A note where only older releases refuse it, an error where the newest one asked for does. A draft
+    whose configuration is the decoder's alone does not see config.json's block, and wants hf_quant_config.json.
 
     Repair: declare the block in the file and the form that the engine knows, or use a newer release.
     """
-    found = (one for one in occurrences(context, ["declaration-refused"]) if one.role == "target")
+    every = list(occurrences(context, ["declaration-refused"]))
+    of_targets = [one.release for one in every if one.role == "target"]  # their drafts only say it again
+    found = (one for one in every if one.role == "target" or not any(one.release is known for known in of_targets))
     newest = {request.engine.name: request.releases[-1] for request in context.requests}
     for group in bundle(context, found):
         refused = any(newest[release.engine.name] == release.version for release in group.releases)
-        message = "The engine refuses the quantization block" + ("." if refused else "; newer releases know it.")
+        whose = " of the draft" if group.role == "draft" else ""
+        message = f"The engine refuses the quantization block{whose}" + (
+            "." if refused else "; newer releases know it."
+        )
         yield finding(context, this, group, message, severity=None if refused else Severity.NOTE)
 
 

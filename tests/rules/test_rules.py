@@ -660,6 +660,36 @@ no-mtp              .
 """
 """The same for a draft that is a checkpoint of its own: vLLM asks for names that begin with `draft_model`."""
 
+BEHIND_A_WRAPPER = """
+                    nemotron_h_omni nemotron_h_super_omni
+published           -               -
+excluded-glob       -               -
+excluded-exact      -               -
+excluded-engine     -               -
+nothing-excluded    201             201
+branch-nvfp4        -               -
+all-nvfp4           -               -
+missing             101             101
+config-only         404             404
+hf-quant-only       -               -
+mixed               -               -
+compressed-tensors  404             404
+packed-glue         207             207
+listed-packed       207             207
+branch-fp8          207             207
+o-proj-unlisted     201             201
+packed-head         -               -
+conflict            401             401
+no-input-scale      301             301
+weights-only        -               -
+fused-experts       .               .
+layer-arrays        .               .
+short-arrays        .               .
+no-mtp              206             206
+"""
+"""The same for Nemotron-H with images: its draft reads hf_quant_config.json alone, and without a branch the norm behind
+the tower, which comes with it, is one too many."""
+
 NEWER_IN_SGLANG = """
                     bailing_v3_even gigachat35      gigachat35_sparse iquest_q1
 published           202+301         202             202               -
@@ -689,7 +719,7 @@ no-mtp              202             -               -                 .
 """
 """The same for Ling 3, whose delta attention no list on disk reaches, GigaChat 3.5, and IQuest-Q1's drafter."""
 
-CELLS = cells(MATRIX, RENAMED, FURTHER, RECENT, NEWER, NEWEST_FAMILIES, FROM_ELSEWHERE, ALONE)
+CELLS = cells(MATRIX, RENAMED, FURTHER, RECENT, NEWER, NEWEST_FAMILIES, FROM_ELSEWHERE, ALONE, BEHIND_A_WRAPPER)
 SGLANG_CELLS = cells(IN_SGLANG, OLDER_IN_SGLANG, NEWER_IN_SGLANG)
 
 
