@@ -2,10 +2,11 @@
 
     python -m tests.conformance.random_checkpoints vllm-0.32.0 --family qwen3_5 --cases 40 --seed 1
 
-A case is one tiny checkpoint of a family with one to three changes that no variant has: modules stored in another
-format, entries of lists added, removed or altered in one file or both, tensors dropped, renamed, or of another dtype
-or shape. Every difference between what the release did and what was predicted is written with the changes that led to
-it; the same seed makes the same cases.
+With `--sizes` a case is an unquantized checkpoint in which every size of the configuration has a value of its own
+(`sizes.py`). Otherwise a case is one tiny checkpoint of a family with one to three changes that no variant has:
+modules stored in another format, entries of lists added, removed or altered in one file or both, tensors dropped,
+renamed, or of another dtype or shape. Every difference between what the release did and what was predicted is written
+with the changes that led to it; the same seed makes the same cases.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mtpfix.probe.answer import observation
 from mtpfix.probe.compare import by_path, differences
 from tests.checkpoints import VARIANTS, Plan, Tensor, engine_name, plan, tensors_of, write
 from tests.conformance.record import ask
+from tests.conformance.sizes import sized
 from tests.families import FAMILIES
 from tests.modules import Kind, text_of
 
@@ -69,6 +71,12 @@ def case(family: str, random: Random, kinds: Sequence[str] = ()) -> Case:
 def cases(family: str, seed: int, count: int, kinds: Sequence[str] = ()) -> list[Case]:
     """Return so many random checkpoints of a family; the same seed makes the same."""
     return [case(family, Random(f"{seed} {family} {one}"), kinds) for one in range(count)]  # noqa: S311
+
+
+def sized_cases(family: str, seed: int, count: int) -> list[Case]:
+    """Return so many checkpoints of a family whose sizes all differ, undamaged; the same seed makes the same."""
+    made = (sized(family, Random(f"{seed} {family} {one}")) for one in range(count))  # noqa: S311
+    return [Case(planned, (planned.variant, str(planned.config))) for planned in made]
 
 
 def _store(planned: Plan, random: Random) -> tuple[Plan, str]:
@@ -241,11 +249,15 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=20, help="of each family")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--change", action="append", choices=sorted(CHANGES), help="only changes of this kind")
+    parser.add_argument("--sizes", action="store_true", help="undamaged checkpoints whose sizes all differ, instead")
     options = parser.parse_args()
     bad = count = 0
     for release in options.releases:
         for family in options.family or FAMILIES:
-            made = cases(family, options.seed, options.cases, options.change or ())
+            if options.sizes:
+                made = sized_cases(family, options.seed, options.cases)
+            else:
+                made = cases(family, options.seed, options.cases, options.change or ())
             with tempfile.TemporaryDirectory() as folder:
                 for number, (one, wrong) in enumerate(compare(release, made, Path(folder))):
                     count += 1

@@ -17,9 +17,10 @@ from mtpfix.engines.subject import Subject
 from mtpfix.model import Verdict
 from tests.checkpoints import plan, write
 from tests.conformance import environment
-from tests.conformance.random_checkpoints import CHANGES, Case, cases, compare
+from tests.conformance.random_checkpoints import CHANGES, Case, cases, compare, sized_cases
 
 LISTED = ("qwen3_5", "qwen3_next", "deepseek_v3", "glm4_moe", "nemotron_h", "qwen3_5_moe")
+SIZED = ("qwen3_5", "qwen3_5_moe", "qwen3_next", "deepseek_v3", "glm4_moe", "glm5_next", "nemotron_h", "bailing_v3")
 DAMAGED = ("qwen3_5", "deepseek_v3", "glm4_moe", "nemotron_h")
 
 
@@ -151,3 +152,22 @@ def test_the_newest_sglang_refuses_odd_scales_as_predicted(tmp_path: Path) -> No
         pytest.skip(f"no environment for sglang {version}: set {environment.VARIABLE}")
     found = list(compare(f"sglang-{version}", [with_scale(suffix, shape) for suffix, shape, _ in ODD_SCALES], tmp_path))
     assert {one.changes: wrong for one, wrong in found if wrong} == {}
+
+
+def test_sizes_all_differ() -> None:
+    config = sized_cases("deepseek_v3", 5, 1)[0].planned.config
+    keys = ("hidden_size", "intermediate_size", "moe_intermediate_size", "q_lora_rank", "kv_lora_rank", "vocab_size")
+    more = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "num_attention_heads", "n_routed_experts")
+    assert len({config[key] for key in (*keys, *more)}) == len(keys) + len(more)
+
+
+@pytest.mark.engine
+def test_the_newest_release_loads_checkpoints_whose_sizes_all_differ_as_predicted(tmp_path: Path) -> None:
+    version = load("vllm").verified[-1]
+    if environment.interpreter(version) is None:
+        pytest.skip(f"no environment for vllm {version}: set {environment.VARIABLE}")
+    made = [one for family in SIZED for one in sized_cases(family, 11, 1)]
+    assert {one.planned.family: wrong for one, wrong in compare(f"vllm-{version}", made, tmp_path) if wrong} == {}
+    for number in range(len(made)):
+        found = predict(Subject(open_checkpoint(tmp_path / f"{number:04}")), "vllm", version)
+        assert found.target.verdict is found.draft.verdict is Verdict.LOADS
