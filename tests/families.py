@@ -1274,5 +1274,5 @@ FAMILIES = {
 STEP = ("step3p5", "step3p7")
 """The families whose configuration holds per-layer arrays."""
 
-EVERY_TIME = ("deepseek_v3", "glm4_moe", "nemotron_h", "qwen3_5", "qwen3_next")
+EVERY_TIME = ("deepseek_v3", "glm4_moe", "nemotron_h", "qwen3_5")
 """The families that costly tests go through every time, as unlike each other as there are; the rest wait for `slow`."""

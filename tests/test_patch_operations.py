@@ -99,6 +99,15 @@ def test_two_files_are_made_to_agree(model: Make, tmp_path: Path) -> None:
     assert lists["config.json"] == lists["hf_quant_config.json"]
 
 
+def test_where_each_model_obeys_another_file_both_say_what_either_said(model: Make, tmp_path: Path) -> None:
+    folder = model("nemotron_h_super_omni", "conflict")
+    before = entries_of(folder)
+    assert patched(folder, tmp_path / "out") == {"add-entry": 1}
+    lists = entries_of(tmp_path / "out")
+    assert set(lists["config.json"]) == set(lists["hf_quant_config.json"])
+    assert set(lists["config.json"]) == {one for listed in before.values() for one in listed}
+
+
 def test_a_nested_block_that_contradicts_is_deleted(model: Make, tmp_path: Path) -> None:
     folder = model("qwen3_5", "excluded-glob")
     with set_up_json(folder / "config.json") as content:

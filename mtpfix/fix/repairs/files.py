@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mtpfix.checkpoint.names import describe_names
 from mtpfix.checkpoint.quant import declared_scheme_differences
-from mtpfix.fix.entries import block_path
+from mtpfix.fix.entries import block_path, list_path
 from mtpfix.fix.operations import CONFIG, AddEntry, DropTensors, Operation, Reindex, RemoveEntry, RemoveKey, set_value
 from mtpfix.fix.preview import INDEXED_FAULTS
 from mtpfix.fix.repairs.repair import Repair, Wishes, made
@@ -79,7 +79,10 @@ def drop_nested(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
 
 
 def synchronise(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
-    """Write what config.json declares into hf_quant_config.json where the two disagree."""
+    """Write what config.json declares into hf_quant_config.json where the two disagree.
+
+    Where a model obeys each of the two, and that would spoil one, each gets the names that only the other excludes.
+    """
     del wishes
     blocks = trial.context.checkpoint.declarations
     top = next((block for block in blocks if block.file == CONFIG and len(block.path) == 1), None)
@@ -104,7 +107,13 @@ def synchronise(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
         if top.layers != block.layers:
             layers = top.raw.get("quantized_layers") or {}
             operations.append(set_value(block.file, (*path, "quantized_layers"), layers))
-        after = trial.plus(operations)
-        if operations:
-            title = f"write the list of {CONFIG} into {block.file}"
-            yield made(trial, after, title, safe=not trial.bad)  # a list that loads is the right one
+        if not operations:
+            continue
+        after, title = trial.plus(operations), f"write the list of {CONFIG} into {block.file}"
+        listed_above = list_path(top)
+        if after.bad - trial.bad and listed_above is not None:
+            both = [
+                AddEntry(CONFIG, listed_above, one.entry) if isinstance(one, RemoveEntry) else one for one in operations
+            ]
+            after, title = trial.plus(both), f"write what only {CONFIG} or {block.file} excludes into the other"
+        yield made(trial, after, title, safe=not trial.bad)  # a list that loads is the right one
