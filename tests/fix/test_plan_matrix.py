@@ -35,14 +35,21 @@ UNHEALABLE = {
     "published": {"step3p5"},
     "layer-arrays": {"step3p5"},
     "short-arrays": {"step3p5"},
+    "compressed-tensors": {"nemotron_h_omni", "nemotron_h_super_omni"},
 }
-"""Variants with families in which some releases have no loadable form: what they read is cut off by their own code."""
+"""Variants with families in which some releases have no loadable form: what they read is cut off by their own code.
+
+From vLLM 0.30 on Omni's draft has lost the block, and reads ModelOpt's file alone.
+"""
 
 BEYOND = {"step3p5", "step3p7"}
 """Families whose draft SGLang builds as layer 45, whatever the configuration counts: these have three layers."""
 
 REFUSING = {"longcat_flash": SpecifierSet(">=0.21,<0.32")}
 """Families with the releases whose main model raises at tensors of the branch, whatever they hold."""
+
+UNREAD = {"glm_ocr": SpecifierSet(">=0.26,<0.30")}
+"""Families with the releases whose draft leaves out its own tensors, whatever they hold."""
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +94,9 @@ def check(root: Path, family: str, variant: str, release: str) -> str:
     if not plan.complete:
         broken = any(one.kind == "class-broken" for one in plan.open)  # whatever is stored
         refused = release in REFUSING.get(family, ()) and {one.role for one in plan.open} == {"target"}
+        unread = release in UNREAD.get(family, ()) and {one.kind for one in plan.open} == {"weight-missing"}
         beyond = release == SGLANG and family in BEYOND and "array-short" in {one.kind for one in plan.open}
-        assert broken or refused or beyond or family in UNHEALABLE.get(variant, set()), plan.open[:3]
+        assert broken or refused or unread or beyond or family in UNHEALABLE.get(variant, set()), plan.open[:3]
         return "open"
     after = Trial(context, plan.operations).context
     (one,) = after.releases
