@@ -8,15 +8,18 @@ from mtpfix.checkpoint.names import describe_names
 from mtpfix.fix.entries import allow, entries_title, find_entries, removals
 from mtpfix.fix.repairs.repair import Repair, Wishes, made
 from mtpfix.fix.trial import Trial, modules_of
+from mtpfix.rules.context import ROLES
 
 
 def list_plain(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
-    """Exclude modules that are stored in 16 bits and built quantized."""
+    """Exclude modules that are stored in 16 bits and built quantized; of one model where no entries mend both."""
     del wishes
-    found = find_entries(trial)
-    if found is not None:
-        title = entries_title(trial.context.checkpoint, found.entries)
-        yield made(trial, found.trial, title, safe=True, rest={bad[0] for bad in found.rest})
+    for role in (None, *ROLES):
+        found = find_entries(trial, role)
+        if found is not None:
+            title = entries_title(trial.context.checkpoint, found.entries)
+            yield made(trial, found.trial, title, safe=True, rest={bad[0] for bad in found.rest})
+            return
 
 
 def relist(trial: Trial, wishes: Wishes) -> Iterator[Repair]:
