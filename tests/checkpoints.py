@@ -35,12 +35,16 @@ RANK = ["U8", "I8", "F8_E4M3", "F8_E8M0", "F16", "BF16", "I32", "F32", "I64"]
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor to write; `value` fills it with one number (float32 only), None with random bits of its type."""
+    """One tensor to write; `value` fills it with one number (float32 only), None with random bits of its type.
+
+    Nothing is written of a `hollow` one: it reads as zeros.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     value: float | None = None
+    hollow: bool = False
 
     @property
     def bytes(self) -> int:
@@ -70,10 +74,10 @@ def write_shard(path: Path, tensors: Iterable[Tensor], *, sparse: bool = False) 
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in ordered:
-            if not sparse or (tensor.dtype == "F32" and math.prod(tensor.shape) <= 4096):
-                file.write(data_of(tensor))
-            else:
+            if tensor.hollow or (sparse and not (tensor.dtype == "F32" and math.prod(tensor.shape) <= 4096)):
                 file.seek(tensor.bytes, 1)
+            else:
+                file.write(data_of(tensor))
         file.truncate(8 + len(text) + offset)
     return offset
 
@@ -282,7 +286,8 @@ def tensors_of(module: Module, stored: str | None, variant: Variant) -> Iterator
     """Yield the tensors of one module in one format; `stored` is as in `formats_of`, or None for its own type."""
     for name in module.names:
         if stored is None:
-            yield Tensor(f"{name}.{module.weight}" if module.weight else name, module.dtype, module.shape)
+            whole = f"{name}.{module.weight}" if module.weight else name
+            yield Tensor(whole, module.dtype, module.shape, hollow=module.hollow)
         elif stored == "FP8":
             yield Tensor(f"{name}.weight", "F8_E4M3", module.shape)
             yield Tensor(f"{name}.weight_scale", "F32", (), 0.01)

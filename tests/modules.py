@@ -45,7 +45,8 @@ class Kind(StrEnum):
 class Module:
     """One weight of a model: `{}` in its name stands for the expert number where `experts` is not None.
 
-    `weight` is the suffix of the tensor ("" where the name is the tensor's own).
+    `weight` is the suffix of the tensor ("" where the name is the tensor's own). Where it is `hollow` its numbers are
+    a hole in the file, which reads as zeros and takes no time: for what is large, and never looked at.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Module:
     dtype: str = "BF16"
     weight: str = "weight"
     experts: int | None = None
+    hollow: bool = False
 
     @property
     def names(self) -> list[str]:
