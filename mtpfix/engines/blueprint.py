@@ -96,6 +96,11 @@ class Planned:
     unless_plain: Asked | None = None
     copied: str = ""
 
+    @property
+    def joins(self) -> bool:
+        """Whether the loader joins the parts before it copies them, and keeps each until all are there."""
+        return self.joined or self.scalars_joined is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:

@@ -189,9 +189,8 @@ def _load(
     written: dict[str, int] = {}
     if planned.scalars_joined is not None:
         yield from _unjoinable(module, planned.scalars_joined, present, table)
-    joins = planned.joined or planned.scalars_joined is not None
-    expected = _expected(planned, loader, joins=joins)
-    for place, item in _join(present, len(planned.places)) if joins else present:
+    expected = _expected(planned, loader)
+    for place, item in _join(present, len(planned.places)) if planned.joins else present:
         turned = module.built.plain and place.part in planned.dequantizes and item.format in EIGHT_BIT
         if turned:
             written["weight"] = written.get("weight", 0) + 1
@@ -403,10 +402,10 @@ def _joined(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
-def _expected(planned: Planned, loader: Loader, *, joins: bool) -> Mapping[str, Mapping[str, Shape]]:
+def _expected(planned: Planned, loader: Loader) -> Mapping[str, Mapping[str, Shape]]:
     """Return the shapes that the configuration gives each place, by suffix; of joined parts, of their whole."""
     found = {place.module: loader.shapes.of(place.module) for place in planned.places}
-    if not joins or not found:
+    if not planned.joins or not found:
         return found
     weights = [shapes.get("weight") for shapes in found.values()]
     known = [shape for shape in weights if shape]

@@ -49,7 +49,7 @@ def judge_unplaced(
                 continue
             above, _, rest = module.rpartition(".")
             if not suffix and above in blueprint.claimed:
-                yield from _part_of(modules, above, rest, item, loader)
+                yield from _part_of(subject, modules, above, rest, item, loader)
                 break
             if is_excepted(name, loader.unknown) or suffix in CACHE_SCALES:
                 continue
@@ -62,12 +62,17 @@ def judge_unplaced(
             break
 
 
-def _part_of(modules: Sequence[Module], name: str, suffix: str, item: Stored, loader: Loader) -> Iterator[Event]:
+def _part_of(
+    subject: Subject, modules: Sequence[Module], name: str, suffix: str, item: Stored, loader: Loader
+) -> Iterator[Event]:
     for module in modules:
         for place in module.planned.places:
-            if place.module == name:
+            if place.module != name:
+                continue
+            others = (f"{other.module}.{suffix}" for other in module.planned.places)
+            if not module.planned.joins or all(other in subject.loadable for other in others):
                 yield from unknown_part(module, place, suffix, item.parts[""], "same", loader)
-                return
+            return
 
 
 def _stopped(item: Stored, suffix: str, name: str, loader: Loader) -> Event | None:

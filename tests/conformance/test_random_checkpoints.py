@@ -75,6 +75,7 @@ BUILT_ONCE = {
     "ernie4_5_moe": "num_nextn_predict_layers",
     "nemotron_h": "num_nextn_predict_layers",
     "dots3_note": "num_nextn_predict_layers",
+    "hy_v4": "num_nextn_predict_layers",
 }
 """Families whose draft SGLang builds with one MTP layer, with the key that declares more."""
 
@@ -96,6 +97,21 @@ def test_of_more_layers_than_a_draft_builds_none_is_missed(tmp_path: Path) -> No
     assert any("mtp_block.1." in name for name in both.stored)
     draft = predict(both, "sglang", load("sglang").verified[-1]).draft
     assert (draft.verdict, draft.events) == (Verdict.LOADS, ())
+
+
+def test_parts_that_a_loader_joins_fail_together(tmp_path: Path) -> None:
+    """With two layers a shard begins with the first one's attention, so that its joined parts are the first to fail."""
+    write(tmp_path / "plain", declaring_two("hy_v4", "excluded-glob").planned)
+    plain = predict(Subject(open_checkpoint(tmp_path / "plain")), "sglang", "0.5.23").draft
+    assert plain.error_tensor == "model.mtp_layers.0.self_attn.kv_b_proj.weight"
+    joined = [event.tensor for event in plain.events if "_a_proj" in event.module and event.error]
+    assert joined == ["model.mtp_layers.0.self_attn.q_a_proj.weight"]
+    write(tmp_path / "packed", declaring_two("hy_v4", "compressed-tensors").planned)
+    packed = Subject(open_checkpoint(tmp_path / "packed"))
+    before, after = (predict(packed, "sglang", release).draft for release in ("0.5.21", "0.5.23"))
+    assert before.error == "KeyError: 'model.decoder.self_attn.fused_qkv_a_proj_with_mqa.weight'"
+    assert before.error_tensor == "model.mtp_layers.0.self_attn.q_a_proj.weight"
+    assert after.error == "KeyError: 'model.decoder.mlp.shared_experts.gate_up_proj.weight'"
 
 
 @pytest.mark.engine
