@@ -112,6 +112,7 @@ def observed(release: str, case: str, role: Role) -> Observation:
     return Observation(
         role=role,
         verdict=Verdict(real["verdict"]),
+        phase=real.get("phase", "done"),
         error=real.get("error", ""),
         text=real.get("text", ""),
         tensor=real.get("tensor"),

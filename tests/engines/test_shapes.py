@@ -69,6 +69,7 @@ SHARED = "model.layers.3.mlp.shared_experts.up_proj"
         ("Step3p5ForCausalLM", STEP, "model.layers.1.self_attn.k_proj", "weight", (384, 64)),
         ("Step3p5ForCausalLM", STEP, "model.layers.1.self_attn.q_norm", "weight", (96,)),
         ("Step3p5ForCausalLM", STEP, "model.layers.2.self_attn.k_proj", "weight", None),  # the array is too short
+        ("Step3p5ForCausalLM", STEP | {"layer_types": None}, "model.layers.1.self_attn.k_proj", "weight", (1024, 64)),
         ("BailingMoeV2_5ForCausalLM", BAILING, SHARED, "weight", (96, 64)),
         (
             "BailingMoeV2_5ForCausalLM",
@@ -222,6 +223,7 @@ def target(folder: Path, family: str, name: str, new: str) -> ModelPrediction:
     ("family", "name", "new", "said"),
     [
         ("glm4_moe", "model.layers.2.enorm.weight", "layers.2.enorm.weight", "'layers' in Glm4MoeForCausalLM"),
+        ("bailing_v2_5", "model.norm.weight", "layers.2.norm.weight", "'layers' in BailingMoeV25ForCausalLM"),
         ("qwen3_5", "mtp.norm.weight", "model.mtp.norm.weight", "'model' in Qwen3_5ForConditionalGeneration"),
         (
             "qwen3_5",

@@ -69,6 +69,16 @@ def test_a_failure_is_told_with_its_tensor_and_frames_and_agrees(checkpoint: Pat
     assert not [one for one in found.differences if "eh_proj" in one]
 
 
+@pytest.mark.parametrize(("phase", "differs"), [("load", False), ("construct", True)])
+def test_where_no_tensor_was_seen_the_error_tells_which_it_was(
+    checkpoint: Path, tmp_path: Path, phase: str, differs: bool
+) -> None:
+    gathered = {**FAILED, "tensor": None, "phase": phase}
+    found = verify(checkpoint, engine_python=make(tmp_path, lines=[answer(draft=gathered)]))
+    said = "MTP draft: it fails at None, predicted model.layers.2.eh_proj.input_scale"
+    assert (said in found.differences) is differs
+
+
 def test_the_screen_stays_within_80_columns_and_names_everything(checkpoint: Path, tmp_path: Path) -> None:
     code, out, err = run(checkpoint, "--engine-python", make(tmp_path, lines=[answer(draft=FAILED)]), "-v")
     assert (code, err) == (1, "")
