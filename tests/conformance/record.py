@@ -34,9 +34,6 @@ ROLES = ("target", "draft")
 UNREADABLE = "Transformers does not recognize this architecture"
 """What an environment says whose transformers is too old for a family: the engine itself was then never asked."""
 
-FEW = ("excluded-glob", "nothing-excluded", "branch-nvfp4", "all-nvfp4", "mixed", "compressed-tensors")
-"""What a family is recorded with in releases that differ little from one that every variant was recorded from."""
-
 ABOUT = ("vllm", "sglang", "runner", "torch", "transformers", "patches")
 Answer = dict[str, Any]
 

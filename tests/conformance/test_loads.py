@@ -26,7 +26,7 @@ from mtpfix.model import BuiltModule, Confidence, ModelPrediction, Observation, 
 from mtpfix.probe.compare import by_path, differences
 from tests.checkpoints import build
 from tests.conformance import environment, record
-from tests.conformance.record import FEW, GOLDEN, ROLES, ask, cases, digest, expand, is_asked
+from tests.conformance.record import GOLDEN, ROLES, ask, cases, digest, expand, is_asked
 from tests.families import FAMILIES
 
 RELEASES = sorted(
@@ -147,8 +147,7 @@ def test_recordings_cover_every_case_of_the_families_a_release_has() -> None:
         for family in families_of(release):
             every = {variant for one, variant in cases() if one == family}
             recorded = set(golden(release, family) or ())
-            allowed = [every] if release in NEWEST else [every, set(FEW)]
-            assert recorded in allowed, (release, family)
+            assert recorded == every, (release, family)
 
 
 def test_the_newest_recorded_release_was_asked_about_every_family() -> None:
