@@ -186,8 +186,8 @@ def _modules(
     plain_for = pick(group.get("plain_for"), version) or ()
     plain_if_pattern = str(pick(group.get("plain_if_pattern"), version) or "")
     for listing in group["modules"]:
-        for entry in family.table["modules"][listing]:
-            if not covers(entry.get("versions", "*"), version) or not holds(entry.get("when"), numbers, index):
+        for entry in family.modules(listing, version):
+            if not holds(entry.get("when"), numbers, index):
                 continue
             places = _places(entry, root, names)
             block = entry.get("completes")
@@ -199,44 +199,44 @@ def _modules(
             yield Planned(
                 name=name,
                 layer=entry["layer"],
-                prefix=_whole_name(entry, "prefix", prefix, name, numbers, index, version),
-                param=_whole_name(entry, "param", param, name, numbers, index, version),
+                prefix=_whole_name(entry.get("prefix"), prefix, name, numbers, index),
+                param=_whole_name(entry.get("param"), param, name, numbers, index),
                 places=places,
                 also=tuple(_at(root, part) for part in _list(entry.get("also", ()))),
                 never=entry.get("quant") == "never" or _is_plain(entry.get("plain_when"), numbers, index),
-                plain_for=(*(pick(entry.get("plain_for"), version) or ()), *plain_for),
+                plain_for=(*(entry.get("plain_for") or ()), *plain_for),
                 unless_listed=str(
                     pick(entry.get("plain_unless_listed", group.get("plain_unless_listed")), version) or ""
                 ),
-                shared=bool(pick(entry.get("shared"), version)),
-                shares_weight=pick(entry.get("shared"), version) in ("weight", "packed"),
-                shares_packed=pick(entry.get("shared"), version) == "packed",
+                shared=bool(entry.get("shared")),
+                shares_weight=entry.get("shared") in ("weight", "packed"),
+                shares_packed=entry.get("shared") == "packed",
                 optional=bool(entry.get("optional")),
                 required=required,
                 source=str(entry.get("source", "")),
                 index=index,
                 root=param,
-                unknown=pick(entry.get("unknown"), version),
-                partial_scalars=_partial(pick(entry.get("partial_scalars"), version)),
-                unfused=bool(pick(entry.get("unfused"), version)),
+                unknown=entry.get("unknown"),
+                partial_scalars=_partial(entry.get("partial_scalars")),
+                unfused=bool(entry.get("unfused")),
                 dequantizes=tuple(entry.get("dequantizes", ())),
-                scalars_joined=pick(entry.get("scalars_joined"), version),
+                scalars_joined=entry.get("scalars_joined"),
                 joined=bool(entry.get("joined")),
                 last=bool(entry.get("last")),
                 plain_if_listed=_below(prefix, entry["plain_if_listed"]) if "plain_if_listed" in entry else "",
                 plain_if_pattern=plain_if_pattern,
                 suffixes=tuple(entry.get("suffixes", ())),
                 no_slot=entry.get("no_slot", {}),
-                reads_weight=pick(entry.get("reads_weight"), version),
+                reads_weight=entry.get("reads_weight"),
                 split=bool(entry.get("split", True)),
                 groups=entry.get("groups", {}),
                 whole=int(entry.get("whole", 0)),
                 experts=numbers.experts if entry["layer"] == "experts" else 0,
                 first=_first_share(entry.get("first"), numbers),
-                refused=pick(entry.get("refused"), version) or {},
-                if_plain=_asked(pick(entry.get("if_plain"), version), prefix),
-                unless_plain=_asked(pick(entry.get("unless_plain"), version), prefix),
-                copied=str(pick(entry.get("copied"), version) or ""),
+                refused=entry.get("refused") or {},
+                if_plain=_asked(entry.get("if_plain"), prefix),
+                unless_plain=_asked(entry.get("unless_plain"), prefix),
+                copied=str(entry.get("copied") or ""),
             )
 
 
@@ -259,10 +259,7 @@ def _first_share(keys: Sequence[str] | None, numbers: Numbers) -> tuple[int, int
     return counts[0], counts[0] + 2 * counts[1]
 
 
-def _whole_name(
-    entry: Table, key: str, parent: str, name: str, numbers: Numbers, index: int | None, version: str
-) -> str:
-    given = pick(entry.get(key), version)
+def _whole_name(given: object, parent: str, name: str, numbers: Numbers, index: int | None) -> str:
     if isinstance(given, str):
         return fill(given, numbers, index)
     return _below(parent, name)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from mtpfix.facts import Table, covers, names_of, read_table, read_text
+from mtpfix.facts import Table, covers, names_of, pick, read_table, read_text
 
 if TYPE_CHECKING:
     from mtpfix.checkpoint.index import Index
@@ -28,6 +28,19 @@ class Family:
     title: str
     architectures: tuple[str, ...]
     table: Mapping[str, Any]
+    _picked: dict[tuple[str, str], tuple[Table, ...]] = field(default_factory=dict, repr=False, compare=False)
+
+    def modules(self, listing: str, version: str) -> tuple[Table, ...]:
+        """Return the modules of a listing that a release of any engine has, every ranged fact picked."""
+        key = (listing, version)
+        if key not in self._picked:
+            entries = self.table["modules"][listing]
+            self._picked[key] = tuple(
+                {name: pick(fact, version) for name, fact in entry.items() if name != "versions"}
+                for entry in entries
+                if covers(entry.get("versions", "*"), version)
+            )
+        return self._picked[key]
 
     def models(self, engine: str, role: str, architecture: str, version: str) -> list[Table]:
         """Return the model blocks of an engine for a role and an architecture at a release: none or one."""
@@ -87,6 +100,7 @@ def names() -> tuple[str, ...]:
     return names_of(PACKAGE)
 
 
+@lru_cache(maxsize=64)
 def match(architecture: str | None) -> Family | None:
     """Return the family of an architecture (`architectures[0]` of config.json), or None when no file knows it."""
     if not architecture:

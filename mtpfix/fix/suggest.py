@@ -15,6 +15,7 @@ from mtpfix.engines.blueprint import SLOTS
 from mtpfix.fix.cost import file_bytes
 from mtpfix.fix.entries import entries_title, find_entries
 from mtpfix.fix.operations import CONFIG, described
+from mtpfix.fix.repairs import FILES
 from mtpfix.fix.repairs.configuration import extend_arrays
 from mtpfix.fix.repairs.declarations import restate_mixed
 from mtpfix.fix.repairs.files import drop_copies, drop_nested, reindex, synchronise
@@ -63,16 +64,6 @@ def _tried(trial: Trial, way: Way) -> Iterator[Fix]:
         after = trial.plus(repair.operations)
         if after.gain(trial) or (way in FILES and not after.bad - trial.bad):
             yield fix_of(repair)
-
-
-FILES: tuple[Way, ...] = (
-    reindex,
-    drop_nested,
-    synchronise,
-    drop_copies,
-    share_scales,
-)
-"""Ways that mend files, whether or not any judged release refuses them."""
 
 
 def fix_of(repair: Repair) -> Fix:
@@ -213,8 +204,8 @@ def _branch_parts(context: Context) -> set[str]:
     for block in family.models(newest.engine.name, "draft", architecture, newest.version):
         for group in block.get("group", ()):
             for listing in group["modules"]:
-                for entry in family.table["modules"][listing]:
-                    given = entry.get("from", entry["name"])
+                for entry in family.modules(listing, newest.version):
+                    given = entry.get("from") or entry["name"]
                     parts.update([given] if isinstance(given, str) else given)
                     parts.update(name for slot in SLOTS for name in entry.get(slot, ()))
     return parts

@@ -69,6 +69,9 @@ EXPERTS = ".routed_experts"
 """How the parameter path of experts ends in some releases."""
 
 
+PLAIN = frozenset(form.value for form in Format if form.plain)
+
+
 def _formats(predicted: ModelPrediction, observed: Observation, *, by_path: bool) -> Iterator[str]:
     built = {module.prefix: module.format for module in observed.modules}
     # torch's own linear layers, embeddings, and layers without lists may ask none: they are observed under their path
@@ -99,4 +102,4 @@ def _leaf(name: str) -> str:
 
 def _shade(form: str) -> str:
     """Return a format, 16 and 32 bits alike: which of them a router keeps decides nothing."""
-    return "plain" if form in {each.value for each in Format if each.plain} else form
+    return "plain" if form in PLAIN else form

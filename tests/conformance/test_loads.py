@@ -70,6 +70,7 @@ def recordings() -> Iterator[Any]:
                 before = now
 
 
+@cache
 def families_of(release: str) -> set[str]:
     """Return the families that a release was asked about, and has classes for."""
     return {family for family in FAMILIES if golden(release, family)}

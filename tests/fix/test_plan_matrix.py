@@ -61,7 +61,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(root: Path, family: str, variant: str) -> Checkpoint:
     folder = root / family / variant
     if not folder.exists():
-        build(folder, family, variant)
+        build(folder, family, variant, sparse=True)
     return open_checkpoint(folder)
 
 

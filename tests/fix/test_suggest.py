@@ -34,7 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(root: Path, family: str, variant: str) -> Path:
     folder = root / family / variant
     if not folder.exists():
-        build(folder, family, variant)
+        build(folder, family, variant, sparse=True)
     return folder
 
 

@@ -311,7 +311,7 @@ def fixtures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
     def made(family: str, variant: str) -> Path:
         folder = root / family / variant
         if not folder.exists():
-            build(folder, family, variant)
+            build(folder, family, variant, sparse=True)
         return folder
 
     return made
