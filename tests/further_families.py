@@ -547,7 +547,7 @@ FURTHER = (
         },
         declares=False,
         published="glob",
-        asked=">=0.28,!=0.31.0",  # with transformers before 5.18 the number of layers is another
+        asked=">=0.19,!=0.31.0",  # with transformers before 5.18 the number of layers is another
     ),
     Family("exaone_moe", "K-EXAONE, 236B-A23B", _exaone_moe, exaone, mtp_glob, published="glob"),
     Family("hy_v3", "HunYuan V3 (Hy3-preview)", _hy_v3, hunyuan, layer_globs, published="glob"),
