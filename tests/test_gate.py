@@ -129,7 +129,15 @@ def test_the_action_passes_what_loads(runner: Path) -> None:
     assert "::error" not in printed
 
 
-@pytest.mark.parametrize("name", ["$(touch pwned)", "`touch pwned`", "; touch pwned", "--output=pwned", "x\ny", "'"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "$(touch pwned)",
+        "--output=pwned",
+        "x\ny",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("`touch pwned`", "; touch pwned", "'")),
+    ],
+)
 def test_no_input_is_run(runner: Path, name: str) -> None:
     for place in ("path", "engines", "fail-on"):
         code, _, _ = step("check", runner, **{"path": ".", place: name})
@@ -166,11 +174,11 @@ def test_the_examples_are_what_their_readers_expect() -> None:
 @pytest.mark.parametrize(
     ("family", "variant"),
     [
-        ("qwen3_5", "nothing-excluded"),
         ("qwen3_5", "missing"),
         ("deepseek_v3", "nothing-excluded"),
-        ("glm4_moe", "packed-glue"),
-        ("qwen3_next", "nothing-excluded"),
+        pytest.param("qwen3_5", "nothing-excluded", marks=pytest.mark.slow),
+        pytest.param("glm4_moe", "packed-glue", marks=pytest.mark.slow),
+        pytest.param("qwen3_next", "nothing-excluded", marks=pytest.mark.slow),
     ],
 )
 def test_the_command_a_check_prints_makes_the_gate_pass(runner: Path, family: str, variant: str) -> None:
