@@ -94,14 +94,14 @@ def declare_torchvision() -> Any:
     """Declare the two operators that torchvision's Python asks for; its compiled part may want another torch."""
     import contextlib
 
-    import torch
+    from torch.library import Library
 
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    operators = Library("torchvision", "FRAGMENT")
     for schema in (
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     ):
         with contextlib.suppress(RuntimeError):
-            library.define(schema)
+            operators.define(schema)
     note("torchvision", "operator schemas declared without their kernels")
-    return library
+    return operators
