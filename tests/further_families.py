@@ -434,6 +434,18 @@ def _exaone_moe(size: Size) -> Config:
     }
 
 
+def _exaone_moe_windows(size: Size) -> Config:
+    """Return the configuration of K-EXAONE with a window for each layer, as transformers names it."""
+    config = _exaone_moe(size)
+    windows = [None if kind == "full_attention" else config["sliding_window"] for kind in config["layer_types"]]
+    return config | {
+        "architectures": ["ExaoneMoeForCausalLM"],
+        "mtp_layer_types": ["sliding_attention"],
+        "mtp_sliding_windows": [config["sliding_window"]],
+        "sliding_windows": windows,
+    }
+
+
 # ------------------------------------------------------------------------------------------------------ HunYuan
 
 
@@ -550,5 +562,14 @@ FURTHER = (
         asked=">=0.19,!=0.31.0",  # with transformers before 5.18 the number of layers is another
     ),
     Family("exaone_moe", "K-EXAONE, 236B-A23B", _exaone_moe, exaone, mtp_glob, published="glob"),
+    Family(
+        "exaone_moe_windows",
+        "K-EXAONE 2.0, as far as its keys are known",
+        _exaone_moe_windows,
+        exaone,
+        mtp_glob,
+        published="glob",
+        asked=">=0.27",  # before, no release knows the name
+    ),
     Family("hy_v3", "HunYuan V3 (Hy3-preview)", _hy_v3, hunyuan, layer_globs, published="glob"),
 )

@@ -501,31 +501,31 @@ no-mtp              -            -          -            -             -        
 """The same for families whose branch vLLM asks for by names that no list on disk has, and for two where it does not."""
 
 NEWEST_FAMILIES = """
-                    qwen4_exp  kimi_k3  inkling
-published           201        202      -
-excluded-glob       -          202      -
-excluded-exact      202        202      -
-excluded-engine     -          -        -
-nothing-excluded    201        201      -
-branch-nvfp4        202+203    202      203
-all-nvfp4           203        201+203  203
-missing             101        101      101
-config-only         -          202      -
-hf-quant-only       -          202      -
-mixed               -          -        -
-compressed-tensors  -          201      202
-packed-glue         207        202+203  203
-listed-packed       203+207    202      203
-branch-fp8          203+207    202+205  203
-o-proj-unlisted     201+202    201+202  -
-packed-head         203        202      -
-conflict            201+401    201+401  401
-no-input-scale      301        202+301  301
-weights-only        -          202      -
-fused-experts       .          .        .
-layer-arrays        .          .        .
-short-arrays        .          .        .
-no-mtp              -          -        -
+                    qwen4_exp  kimi_k3  inkling   exaone_moe_windows
+published           201        202      -         202
+excluded-glob       -          202      -         202
+excluded-exact      202        202      -         202
+excluded-engine     -          -        -         202
+nothing-excluded    201        201      -         201+202
+branch-nvfp4        202+203    202      203       202
+all-nvfp4           203        201+203  203       202
+missing             101        101      101       101+202
+config-only         -          202      -         202
+hf-quant-only       -          202      -         202
+mixed               -          -        -         -
+compressed-tensors  -          201      202       -
+packed-glue         207        202+203  203       202+207
+listed-packed       203+207    202      203       202+207
+branch-fp8          203+207    202+205  203       202+207
+o-proj-unlisted     201+202    201+202  -         201+202
+packed-head         203        202      -         203
+conflict            201+401    201+401  401       201+202+401
+no-input-scale      301        202+301  301       202+301
+weights-only        -          202      -         202
+fused-experts       .          .        .         .
+layer-arrays        .          .        .         .
+short-arrays        .          .        .         .
+no-mtp              -          -        -         202
 """
 """The same for the newest families."""
 
