@@ -434,6 +434,7 @@ def inkling(config: Config, layout: Layout) -> Iterator[Module]:
             yield from _inkling_experts(f"{root}.mlp", text)
     yield plain("model.llm.norm", hidden)
     yield Module("model.llm.unembed", (vocabulary, hidden), Kind.HEAD)
+    yield from _inkling_towers(config)
     for index in range(count):
         root = f"model.mtp.layers.{index}"
         yield from norms("branch", hidden, f"{root}.hidden_norm", f"{root}.embed_norm")
@@ -443,6 +444,21 @@ def inkling(config: Config, layout: Layout) -> Iterator[Module]:
         yield from _inkling_mlp(block, text, "branch")
     if count:
         yield plain("model.mtp.chain_norm", hidden, part="branch")
+
+
+def _inkling_towers(config: Config) -> Iterator[Module]:
+    """Yield what reads images, joining patches layer by layer, and what reads sound."""
+    vision, audio, root = config["vision_config"], config["audio_config"], "model.visual.layers"
+    out, inner = vision["decoder_dmodel"], 64
+    columns = (vision["n_channels"] * vision["patch_size"] ** 2, inner * vision["temporal_patch_size"], inner)
+    for place, (rows, width) in enumerate(zip((inner, inner, out), columns, strict=True)):
+        yield Module(f"{root}.linear_{place}", (rows, width), Kind.VISION, "vision")
+        if rows == inner:
+            yield plain(f"{root}.norm_{place}", inner, part="vision")
+    yield plain("model.visual.final_norm", out, part="vision")
+    words = audio["n_mel_bins"] * audio["mel_vocab_size"]
+    yield plain("model.audio.encoder", words, audio["decoder_dmodel"], part="vision")
+    yield plain("model.audio.final_norm", audio["decoder_dmodel"], part="vision")
 
 
 def _inkling_layer(root: str, text: Config, part: Part, *, local: bool) -> Iterator[Module]:
@@ -483,7 +499,7 @@ def _inkling_experts(root: str, text: Config) -> Iterator[Module]:
 
 def _inkling(size: Size) -> Config:
     """Return a configuration of Inkling: the defaults of the engine's own class, other numbers COMPUTED; its towers for
-    images and sound are left out, as the class allows.
+    images and sound are small.
     """
     layers = 16 if size == "full" else 2
     text: Config = {
@@ -540,13 +556,31 @@ def _inkling(size: Size) -> Config:
         }
     return {
         "architectures": ["InklingForConditionalGeneration"],
-        "audio_config": {"model_type": "inkling_audio_model"},
+        "audio_config": {
+            "audio_mode": "dmel",
+            "decoder_dmodel": text["hidden_size"],
+            "dmel_max_value": 2.0,
+            "dmel_min_value": -7.0,
+            "mel_vocab_size": 16,
+            "model_type": "inkling_audio_model",
+            "n_mel_bins": 8,
+            "use_audio_norm": True,
+        },
         "dtype": "bfloat16",
         "model_type": "inkling_mm_model",
         "mtp_config": {"chain_hidden_post_norm": True, "local_layer_ids": [0], "num_nextn_predict_layers": 2},
         "text_config": text,
         "tie_word_embeddings": False,
-        "vision_config": {"model_type": "inkling_vision_model"},
+        "vision_config": {
+            "decoder_dmodel": text["hidden_size"],
+            "model_type": "inkling_vision_model",
+            "n_channels": 3,
+            "n_layers": 3,
+            "patch_size": 2,
+            "temporal_patch_size": 2,
+            "use_vision_norm": True,
+            "vision_encoder_type": "hmlp",
+        },
     }
 
 
@@ -581,6 +615,7 @@ NEWEST = (
         _inkling,
         inkling,
         lambda _: ["model.mtp*"],
+        vision=("model.visual",),
         published="glob",
     ),
 )

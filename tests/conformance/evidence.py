@@ -13,6 +13,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from string import digits
 from typing import Any
 
 Fact = Mapping[str, Any]
@@ -123,6 +124,7 @@ def parts(fact: Fact) -> list[str]:
     """Return the words of which one must stand in the statement that makes a part of a model, or the part around it."""
     names = [fact["name"], *fact.get("from", ()), *fact.get("also", ()), fact.get("param", ""), fact.get("prefix", "")]
     words = [word for name in names if isinstance(name, str) for word in name.split(".")]
+    words += [word.rstrip(digits) for word in words if re.search(r"_\d+$", word)]  # the number is put in where it runs
     return [word for word in dict.fromkeys(words) if word.isidentifier() and word not in ("model", "layers")]
 
 

@@ -15,7 +15,7 @@ import importlib
 import inspect
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,10 @@ def own_class(model_type: str) -> Any:
 
 
 def further_options(checkpoint: str, options: Any) -> dict[str, Any]:
-    """Return what this release has to be started with to serve a checkpoint."""
+    """Return what this release has to be started with to serve a checkpoint.
+
+    Among the engine's arguments there may be `num_speculative_tokens`, which is one of its draft's.
+    """
     from packaging.specifiers import SpecifierSet
 
     wanted = dict(options.options.get(checkpoint, {}).get("vllm", {}))
@@ -304,8 +307,9 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
     roles = [role for role in options.roles.split(",") if not (alone and role == "target")]
     refused: Exception | None = None
     further = further_options(checkpoint, options)
+    tokens = further.pop("num_speculative_tokens", options.layers.get(checkpoint, 1))
     try:
-        speculative = {"method": "mtp", "num_speculative_tokens": options.layers.get(checkpoint, 1)}
+        speculative = {"method": "mtp", "num_speculative_tokens": tokens}
         speculative |= {"model": checkpoint} if alone else {}
         configuration = engine_configuration(main, speculative if "draft" in roles else None, options.ranks, further)
     except Exception as error:  # noqa: BLE001 - whatever the engine raises is its answer
@@ -340,13 +344,18 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
             result["draft"] = answer(draft, refused)
             return result
         with watch_writes(draft):
-            failed = attempt(lambda: load_draft(configuration, target.model, options.runner or default_runner_here()))
+            failed = attempt(
+                lambda: load_draft(configuration, target.model, options.runner or runner_for(architectures))
+            )
         if failed is None or draft.phase == "share":
             draft.forgive_shared()
         result["draft"] = answer(draft, failed)
         return result
 
 
-def default_runner_here() -> str:
-    """Return the model runner that the imported release uses unasked."""
+def runner_for(architectures: Sequence[str]) -> str:
+    """Return the model runner that the imported release uses unasked: for some architectures it names the second."""
+    named = getattr(importlib.import_module("vllm.config.vllm"), "DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES", ())
+    if not set(named).isdisjoint(architectures):
+        return "v2"
     return default_runner(str(importlib.import_module("vllm").__version__))
