@@ -52,7 +52,8 @@ class Planned:
     `refused` is what its constructor raises where the lists leave it quantized. `shares_weight`: of the target's module
     only the weight is put there; `shares_packed`: and that module is built quantized whenever this one is. `experts`:
     how many a mixture has, 0 where that is unknown. `also` are other names on disk that are taken for it.
-    `copied`: what copies its tensors, where that is not the loader of its layer class.
+    `copied`: what copies its tensors, where that is not the loader of its layer class. `apart`: they are copied before
+    all others, and nobody counts those that are missing. `pieces`: the rows of each part that one tensor is copied in.
     `if_plain`: it is there only where these names would be built plain; `unless_plain`: only where not all would.
     """
 
@@ -78,6 +79,8 @@ class Planned:
     scalars_joined: Table | None = None
     joined: bool = False
     last: bool = False
+    apart: bool = False
+    pieces: str = ""
     plain_if_listed: str = ""
     plain_if_pattern: str = ""
     shares_packed: bool = False
@@ -223,6 +226,8 @@ def _modules(
                 scalars_joined=entry.get("scalars_joined"),
                 joined=bool(entry.get("joined")),
                 last=bool(entry.get("last")),
+                apart=bool(entry.get("apart")),
+                pieces=str(entry.get("pieces", "")),
                 plain_if_listed=_below(prefix, entry["plain_if_listed"]) if "plain_if_listed" in entry else "",
                 plain_if_pattern=plain_if_pattern,
                 suffixes=tuple(entry.get("suffixes", ())),

@@ -36,7 +36,7 @@ GROUP_KEYS = {
 MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
-    "scalars_joined", "joined", "last", "first", "plain_if_listed",
+    "scalars_joined", "joined", "last", "apart", "pieces", "first", "plain_if_listed",
     "plain_when", "whole", "no_slot", "reads_weight", "split", "groups", "refused", "if_plain", "unless_plain",
     "completes", "copied", "same_as",
     *SLOTS,
@@ -112,7 +112,9 @@ def _check_shapes(family: Family, known: Sequence[Engine], where: str) -> Iterat
     releases = {release for engine in known for release in engine.releases}
     for name, fact in family.table.get("shapes", {}).items():
         for row in fact if isinstance(fact, list) else [fact]:
-            yield from _unknown_keys(row, {"is", "when", "source"}, f"{where}: shapes {name}")
+            yield from _unknown_keys(row, {"is", "when", "engine", "source"}, f"{where}: shapes {name}")
+            if row.get("engine") not in (None, *(engine.name for engine in known)):
+                yield f"{where}: shapes {name}: no engine is called {row['engine']}"
             if not FORMULA.fullmatch(row["is"]):
                 yield f"{where}: shapes {name}: {row['is']!r} is no list of sums of products"
             source = row.get("source", "")

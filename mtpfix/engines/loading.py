@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 from mtpfix.checkpoint.names import WEIGHTS
@@ -16,7 +17,7 @@ from mtpfix.checkpoint.stored import variants
 from mtpfix.engines.blueprint import Place, Planned
 from mtpfix.engines.mapping import NameMapper
 from mtpfix.engines.parameters import PLAIN_DTYPES, Parameter, parameters_of, shape_of
-from mtpfix.engines.shapes import NOTHING, Shape, Shapes
+from mtpfix.engines.shapes import NOTHING, Shape, Shapes, evaluate
 from mtpfix.facts import Table
 from mtpfix.model import EXPERT, Dialect, Event, Format, Outcome, Part, Stored
 
@@ -43,6 +44,9 @@ Kind = Literal[
     "unsplittable",
 ]
 """Causes of events: a closed vocabulary that the rules read."""
+
+FIRST = "!"
+"""What sorts before every name of a shard."""
 
 CACHE_SCALES = frozenset({"k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "k_zero_point", "v_zero_point"})
 NVFP4 = (Format.NVFP4, Format.NVFP4_A16)
@@ -380,14 +384,15 @@ def refuse(fact: Table, words: Mapping[str, str], loader: Loader, found: Unnamed
         error=does if crash else "",
         text=_fill(fact.get("text", "'{name}'" if does == "KeyError" else ""), **said),
         because=sources,
-        order=(LOAD, shard_key(found.shard), found.tensor),
+        order=(LOAD, FIRST * bool(fact.get("apart")) + shard_key(found.shard), found.tensor),
         count=found.count,
     )
 
 
 def _is_such(tensor: str, fact: Table) -> bool:
-    """Return whether a tensor's name begins and ends as a fact about some tensors says."""
-    return tensor.startswith(fact.get("begins", "")) and tensor.endswith(fact.get("ends", ""))
+    """Return whether a tensor's name begins and ends as a fact about some tensors says, and holds one of its texts."""
+    held = "holds" not in fact or any(text in tensor for text in fact["holds"])
+    return held and tensor.startswith(fact.get("begins", "")) and tensor.endswith(fact.get("ends", ""))
 
 
 def parameter_name(planned: Planned, place: Place, suffix: str, loader: Loader) -> str:
@@ -465,7 +470,10 @@ def _compare(
     row = _mismatch(layer, module.built, place.slot, relations, loader)
     if row is None or row["does"] == "ok":
         return
-    expected, actual = _of_first(expected or (), planned), _of_first(actual, planned)
+    sizes = _piece_sizes(planned, loader)
+    rows = (actual or (1,))[0]
+    first = (sizes[0], sum(sizes)) if sizes else planned.first
+    expected, actual = _of_first(expected or (), first), _of_first(actual, first)
     words = {
         "built": list(expected or ()),
         "stored": list(actual),
@@ -476,6 +484,8 @@ def _compare(
         "built_second": (*expected, 1, 1)[1],
         "stored_second": (*actual, 1, 1)[1],
         "name": parameter_name(planned, place, suffix, loader),
+        "stored_rows": rows,
+        **_missing_piece(sizes, rows),
         "stored_dtype": TORCH_DTYPES.get(part.dtype, part.dtype),
         "built_dtype": TORCH_DTYPES.get(parameter.dtypes[0], parameter.dtypes[0]),
     }
@@ -488,14 +498,31 @@ def _compare(
         error=row.get("error", "") if crash else "",
         text=_fill(row.get("text", ""), **words) if crash else "",
         because=tuple(dict.fromkeys((*module.because, *([row["source"]] if row.get("source") else [])))),
-        order=(LOAD, "~" * (loader.deferred + planned.last) + shard_key(part.order[0]), part.order[1]),
+        order=(LOAD, _turn(planned, loader) + shard_key(part.order[0]), part.order[1]),
         count=len(part.experts) if part.experts else 1,
     )
 
 
-def _of_first(shape: tuple[int, ...], planned: Planned) -> tuple[int, ...]:
+def _piece_sizes(planned: Planned, loader: Loader) -> Shape:
+    """Return the rows of the parts that a tensor is copied in, nothing where it is copied whole."""
+    numbers = loader.shapes.numbers
+    return (evaluate(planned.pieces, numbers) or ()) if planned.pieces and numbers is not None else ()
+
+
+def _missing_piece(sizes: Shape, rows: int) -> Mapping[str, int]:
+    """Return where the first part begins that a tensor has too few rows for, and how many it should have."""
+    short = [(end - size, size) for size, end in zip(sizes, accumulate(sizes), strict=True) if end > rows]
+    return dict(zip(("piece_start", "piece_size"), short[0], strict=True)) if short else {}
+
+
+def _turn(planned: Planned, loader: Loader) -> str:
+    """Return what sorts a module's tensors before or after those that are copied in their own order."""
+    return FIRST if planned.apart else "~" * (loader.deferred + planned.last)
+
+
+def _of_first(shape: tuple[int, ...], first: tuple[int, int]) -> tuple[int, ...]:
     """Return the shape of the part of a fused tensor that is copied first, which is what messages show."""
-    share, whole = planned.first
+    share, whole = first
     return (shape[0] * share // whole, *shape[1:]) if len(shape) > 1 else shape
 
 
@@ -579,7 +606,7 @@ def _unwritten(
     loader: Loader,
 ) -> Iterator[Event]:
     planned = module.planned
-    order = (COMPLETE, f"{module.position:08d}", "")
+    order = (AFTER if planned.apart else COMPLETE, f"{module.position:08d}", "")
     if planned.layer == "table" and present:
         return  # its parts have no scales of their own
     there = {place.module for place, _ in present}

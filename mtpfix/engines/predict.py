@@ -331,7 +331,7 @@ def _simulate(
     if family is None or numbers is None:
         return _unpredicted(role, "no family file knows this architecture")
     declared, numbers = numbers, _counted(numbers, family, block, version)
-    loader = _loader(family, block, engine, version, numbers, resolved, subject.shapes)
+    loader = _loader(family, block, engine, version, numbers, resolved, subject.shapes_in(engine.name))
     loader = replace(loader, skips=_skipping(loader.skips, block, declared, numbers))
     blueprint = draw(family, block, numbers, subject.names, version)
     events: list[Event] = [

@@ -73,13 +73,15 @@ class Shapes:
                 yield suffix, shape
 
 
-def read_shapes(family: Family, numbers: Numbers) -> Shapes:
-    """Return the shapes that a family's rows and a configuration's numbers make."""
+def read_shapes(family: Family, numbers: Numbers, engine: str) -> Shapes:
+    """Return the shapes that a family's rows and a configuration's numbers make in an engine."""
     rows: dict[str, dict[str, list[Row]]] = {}
     for name, fact in family.table.get("shapes", {}).items():
         module, suffix = split_name(name)
         tables = fact if isinstance(fact, list) else [fact]
-        rows.setdefault(module, {})[suffix] = [Row(table["is"], table.get("when")) for table in tables]
+        held = [Row(table["is"], table.get("when")) for table in tables if table.get("engine", engine) == engine]
+        if held:
+            rows.setdefault(module, {})[suffix] = held
     return Shapes(rows, numbers)
 
 

@@ -76,9 +76,15 @@ class Subject:
         return read_numbers(self.family, self.checkpoint.config) if self.family else None
 
     @cached_property
-    def shapes(self) -> Shapes:
-        """Return the shapes that the configuration gives the tensors, where the family says."""
-        return read_shapes(self.family, self.numbers) if self.family and self.numbers else Shapes()
+    def _shapes(self) -> dict[str, Shapes]:
+        return {}
+
+    def shapes_in(self, engine: str) -> Shapes:
+        """Return the shapes that the configuration gives the tensors in an engine, where the family says."""
+        if engine not in self._shapes:
+            family, numbers = self.family, self.numbers
+            self._shapes[engine] = read_shapes(family, numbers, engine) if family and numbers else Shapes()
+        return self._shapes[engine]
 
     @cached_property
     def mtp(self) -> MtpSummary:

@@ -139,7 +139,7 @@ def shape_odd(context: Context, this: Rule) -> Iterator[Finding]:
     def shapes(one: Occurrence) -> str:
         module = one.event.module
         suffix = one.event.tensor.rpartition(".")[2]
-        known = subject.shapes.of(module)
+        known = subject.shapes_in(one.release.engine.name).of(module)
         wanted = known.get(suffix) or known.get("weight") or known.get("")
         stored = subject.stored[module].shape
         told = f", config.json makes it {_sizes(wanted)}" if wanted else ""

@@ -344,7 +344,7 @@ PUBLISHED = (
 def test_the_configuration_gives_published_tensors_their_shapes(published: Published) -> None:
     family = match(published.config["architectures"][0])
     assert family is not None
-    shapes = read_shapes(family, read_numbers(family, published.config))
+    shapes = read_shapes(family, read_numbers(family, published.config), "vllm")
 
     def said(name: str) -> Shape | None:
         module, suffix = split_name(name)

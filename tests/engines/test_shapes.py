@@ -109,13 +109,13 @@ def test_shapes_follow_the_branches_that_engines_take(
 ) -> None:
     family = match(architecture)
     assert family is not None
-    assert read_shapes(family, replace(NUMBERS, decoder=config, config=config)).of(module).get(suffix) == shape
+    assert read_shapes(family, replace(NUMBERS, decoder=config, config=config), "vllm").of(module).get(suffix) == shape
 
 
 def test_a_layer_of_a_branch_that_counts_its_own_is_no_layer_of_the_per_layer_arrays() -> None:
     family = match("Step3p5ForCausalLM")
     assert family is not None
-    shapes = read_shapes(family, replace(NUMBERS, decoder=STEP))
+    shapes = read_shapes(family, replace(NUMBERS, decoder=STEP), "vllm")
     assert "weight" in shapes.of("model.layers.0.self_attn.q_norm")
     assert "weight" not in shapes.of("mtp.layers.0.self_attn.q_norm")
 
@@ -125,7 +125,7 @@ def wrong_shapes(name: str, size: Size) -> list[str]:
     planned = plan(name, "excluded-glob", size)
     family = match(planned.config["architectures"][0])
     assert family is not None
-    shapes = read_shapes(family, read_numbers(family, planned.config))
+    shapes = read_shapes(family, read_numbers(family, planned.config), "vllm")
     wrong, right = [], 0
     for module in planned.modules:
         end, suffix = split_name(f"{module.name}.{module.weight}" if module.weight else module.name)

@@ -77,13 +77,16 @@ def marked(values: Iterable[Any]) -> str | None:
 
 
 def held(error: BaseException) -> str | None:
-    """Return the name of the tensor that the outermost function which has one looked at when an error was raised."""
+    """Return the name of the tensor that the innermost function which has one looked at when an error was raised.
+
+    Functions further out may still have one that they were done with.
+    """
+    name = None
     step = error.__traceback__
     while step is not None:
-        if (name := marked(list(step.tb_frame.f_locals.values()))) is not None:
-            return name
+        name = marked(list(step.tb_frame.f_locals.values())) or name
         step = step.tb_next
-    return None
+    return name
 
 
 class Given:
