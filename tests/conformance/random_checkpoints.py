@@ -27,7 +27,7 @@ from mtpfix.model import ModelPrediction, Role
 from mtpfix.probe.answer import observation
 from mtpfix.probe.compare import by_path, differences
 from tests.checkpoints import VARIANTS, Plan, Tensor, engine_name, plan, tensors_of, write
-from tests.conformance.record import ask
+from tests.conformance.record import ask, unnamed
 from tests.conformance.sizes import sized
 from tests.families import FAMILIES
 from tests.modules import Kind, text_of
@@ -236,6 +236,8 @@ def compare(release: str, made: Sequence[Case], folder: Path) -> Iterator[tuple[
         for role, ours in pairs:
             if answer[role] is None or ours.reason.endswith("is not predicted"):
                 continue
+            if error := answer[role]["error"]:
+                error["text"] = unnamed(error["text"], answer.get("stand_ins", ()))
             theirs = observation(role, answer[role], (), "", "")
             wrong += [f"{role}: {text}" for text in differences(ours, theirs, by_path=by_path(load(engine)))]
         yield one, wrong

@@ -105,6 +105,13 @@ def built(modules: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
     return {key: collapse(names) for key, names in sorted(groups.items())}
 
 
+def unnamed(text: str, stand_ins: Iterable[str]) -> str:
+    """Return a text without the names that no engine's class has."""
+    for name in stand_ins:
+        text = text.replace(f"'{name}'", "'…'")
+    return text
+
+
 def digest(found: Answer | None, stand_ins: Iterable[str] = ()) -> Answer | None:
     """Return what is kept of one model's answer; `stand_ins` are names that no engine's class has."""
     if found is None:
@@ -113,8 +120,7 @@ def digest(found: Answer | None, stand_ins: Iterable[str] = ()) -> Answer | None
     if found["error"] is not None:
         kept["phase"] = found["phase"]
         kept["error"], kept["text"] = unwrap(found["error"]["class"], found["error"]["text"])
-        for name in stand_ins:
-            kept["text"] = kept["text"].replace(f"'{name}'", "'…'")
+        kept["text"] = unnamed(kept["text"], stand_ins)
         if found["tensor"] is not None:
             kept["tensor"] = found["tensor"]
     if found["verdict"] == "silent":
