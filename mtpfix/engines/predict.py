@@ -101,7 +101,11 @@ def _for_draft(
     """Return what a draft makes of the declarations: the same as the target, unless its configuration has no block."""
     family = subject.family
     blocks = family.models(engine.name, "draft", subject.served_as, version) if family is not None else []
-    if family is None or not blocks or pick(blocks[0].get("lists"), version) != "other-file":
+    lists = pick(blocks[0].get("lists"), version) if blocks else None
+    if lists == "without-block":
+        beside = [one for one in declarations if one.file != "config.json"]
+        return _with_packed(resolve(beside, engine, version, subject.architecture), subject)
+    if family is None or lists != "other-file":
         return resolved
     return resolve_other_file(declarations, engine, version, resolved, family.table.get("text", ()))
 
@@ -220,7 +224,11 @@ def _lists(
     target_lists: Lists | None,
     numbers: Numbers,
 ) -> Lists:
-    own = block["role"] == "target" or pick(block.get("lists", "shared"), version) in ("own", "other-file")
+    own = block["role"] == "target" or pick(block.get("lists", "shared"), version) in (
+        "own",
+        "other-file",
+        "without-block",
+    )
     lists = prepare_lists(resolved, engine, version) if own or target_lists is None else target_lists
     for name in pick(block.get("mappers", ()), version) or ():
         table = family.table["mappers"][name]

@@ -122,3 +122,15 @@ def test_a_tower_of_step_without_a_tensor_is_not_missed_by_the_count(tmp_path: P
     groups = tuple(tuple(one for one in group if one.name != name) for group in known.groups)
     target = predicted(replace(known, groups=groups), tmp_path / "x").target
     assert (target.verdict, target.error) == (Verdict.SILENT, None)
+
+
+def test_the_draft_of_omni_obeys_hf_quant_config_alone(tmp_path: Path) -> None:
+    conflicting = predicted(plan("nemotron_h_omni", "conflict"), tmp_path / "x")
+    assert conflicting.target.verdict is Verdict.UNKNOWN
+    assert conflicting.draft.verdict is Verdict.LOADS
+    packed = predicted(plan("nemotron_h_omni", "nothing-excluded"), tmp_path / "y").draft
+    assert packed.error is not None
+    assert packed.error_tensor == "language_model.mtp.layers.0.eh_proj.weight"
+    alone = predicted(plan("nemotron_h_omni", "config-only"), tmp_path / "z").draft
+    assert alone.verdict is Verdict.LOADS
+    assert {one.format.plain for one in alone.built} == {True}
