@@ -559,7 +559,6 @@ FURTHER = (
         },
         declares=False,
         published="glob",
-        asked=">=0.19,!=0.31.0",  # with transformers before 5.18 the number of layers is another
     ),
     Family("exaone_moe", "K-EXAONE, 236B-A23B", _exaone_moe, exaone, mtp_glob, published="glob"),
     Family(

@@ -158,10 +158,11 @@ def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: 
             empty = root is None
             if block["role"] == "draft" and any("k}" in template for template in alternatives):
                 layers_seen[index or 0] = "" if root is not None else layers_seen.get(index or 0, roots[0])
-            if empty and block["role"] == "target":
+            if empty and block["role"] == "target" and pick(block.get("decoder_layers"), version) is None:
                 continue
             found = _modules(family, group, root or roots[0], numbers, index, names, version)
-            modules += (replace(module, absent=True) for module in found) if empty else found
+            left_out = empty and block["role"] == "draft"
+            modules += (replace(module, absent=True) for module in found) if left_out else found
     absent = tuple((index, root) for index, root in layers_seen.items() if root)
     claimed = frozenset(name for one in modules for name in (*(place.module for place in one.places), *one.also))
     return Blueprint(tuple(modules), absent, claimed)

@@ -26,8 +26,8 @@ FAMILY_KEYS = {
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "refuses", "cache_scales", "deferred",
-    "splits", "layers", "unpredicted", "unpredicted_reason", "undescribed", "unpredicted_when", "g_idx", "levels",
-    "source",
+    "splits", "layers", "decoder_layers", "unpredicted", "unpredicted_reason", "undescribed", "unpredicted_when",
+    "g_idx", "levels", "source",
 }  # fmt: skip
 GROUP_KEYS = {
     "disk", "prefix", "param", "modules", "versions", "when", "plain_for", "plain_unless_listed", "plain_if_pattern",
@@ -46,8 +46,8 @@ LAYERS = {
     "batched",
 }  # fmt: skip
 MAY_HAVE_GAPS = {
-    "arrays", "broken", "deferred", "param", "partial_scalars", "prefix", "reads_weight", "refused", "refuses",
-    "unknown", "unpredicted", "unpredicted_when",
+    "arrays", "broken", "decoder_layers", "deferred", "param", "partial_scalars", "prefix", "reads_weight", "refused",
+    "refuses", "unknown", "unpredicted", "unpredicted_when",
 }  # fmt: skip
 """Facts that need not cover every release: absent means the default that docs/knowledge.md gives."""
 

@@ -41,6 +41,7 @@ from mtpfix.facts import Table, covers, pick
 from mtpfix.families import (
     Family,
     Numbers,
+    count_of,
     fill,
     fill_mapper,
 )
@@ -295,7 +296,10 @@ def _pattern(block: Table, key: str, version: str, numbers: Numbers) -> re.Patte
 
 
 def _counted(numbers: Numbers, family: Family, block: Table, version: str) -> Numbers:
-    """Return the numbers as a class counts the MTP layers that takes another number of them than is declared."""
+    """Return the numbers as a class counts layers that takes another number of them than is declared."""
+    decoder = pick(block.get("decoder_layers"), version)
+    if decoder:
+        numbers = replace(numbers, layers=count_of(numbers, decoder["key"], decoder["default"]))
     layers = pick(block.get("layers"), version)
     if not layers:
         return numbers

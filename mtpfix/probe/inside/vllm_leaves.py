@@ -188,6 +188,7 @@ def stand_in_for_operators() -> None:
 
 
 KERNEL_MODULES = (
+    "vllm.compilation.passes.fusion.allreduce_rms_fusion",
     "vllm.model_executor.layers.mhc",
     "vllm.v1.attention.backends.mla.prefill.flash_attn",
     "vllm.vllm_flash_attn",
