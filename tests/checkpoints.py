@@ -543,10 +543,10 @@ class Plan:
 
 
 def with_numbers(config: Config, changed: Mapping[str, Any]) -> Config:
-    """Return a configuration with other numbers, those that its text model has in that one."""
+    """Return a configuration with other numbers, those of its text model in that one; what both say stays equal."""
     text = text_of(config)
     inside = {key: value for key, value in changed.items() if key in text and text is not config}
-    outside = {key: value for key, value in changed.items() if key not in inside}
+    outside = {key: value for key, value in changed.items() if key not in inside or config.get(key) == text[key]}
     return config | outside | {key: text | inside for key in TEXT if key in config}
 
 

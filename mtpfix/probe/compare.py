@@ -85,7 +85,7 @@ def _formats(predicted: ModelPrediction, observed: Observation, *, by_path: bool
         if (
             ours == "plain"
             and theirs == "absent"
-            and (by_path or _leaf(prefix) in unasked or _last(prefix) in embeddings)
+            and (by_path or _leaf(prefix) in unasked or _last(prefix) in embeddings or (embeddings and not prefix))
         ):
             continue
         if ours != theirs:

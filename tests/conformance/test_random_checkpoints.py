@@ -20,7 +20,10 @@ from tests.conformance import environment
 from tests.conformance.random_checkpoints import CHANGES, Case, cases, compare, sized_cases
 
 LISTED = ("qwen3_5", "qwen3_next", "deepseek_v3", "glm4_moe", "nemotron_h", "qwen3_5_moe")
-SIZED = ("qwen3_5", "qwen3_5_moe", "qwen3_next", "deepseek_v3", "glm4_moe", "glm5_next", "nemotron_h", "bailing_v3")
+SIZED = (
+    "qwen3_5", "qwen3_5_moe", "qwen3_next", "deepseek_v3", "glm4_moe", "glm5_next", "nemotron_h", "bailing_v3",
+    "exaone4_5", "minimax_m3", "step3p7",
+)  # fmt: skip
 DAMAGED = ("qwen3_5", "deepseek_v3", "glm4_moe", "nemotron_h")
 
 
