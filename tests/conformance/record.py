@@ -34,7 +34,7 @@ ROLES = ("target", "draft")
 UNREADABLE = "Transformers does not recognize this architecture"
 """What an environment says whose transformers is too old for a family: the engine itself was then never asked."""
 
-ABOUT = ("vllm", "sglang", "runner", "torch", "transformers", "patches")
+ABOUT = ("vllm", "sglang", "torch", "transformers", "patches")
 Answer = dict[str, Any]
 
 

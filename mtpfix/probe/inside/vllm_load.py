@@ -15,7 +15,7 @@ import importlib
 import inspect
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,10 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_PLUGINS": "",
 }
-SECOND_RUNNER_SINCE = (0, 29)
-"""The first release whose worker uses the second model runner unasked: vllm/v1/worker/gpu_worker.py@0.29.0."""
-
 
 def prepare(options: Any) -> dict[str, str]:
     """Import vLLM and replace what needs a GPU; return the versions that answers come from."""
+    del options
     engine = importlib.import_module("vllm")
     version = str(engine.__version__)  # an installation without it is broken, and says so here
     replace_leaves()
@@ -51,14 +49,7 @@ def prepare(options: Any) -> dict[str, str]:
         "vllm": version.partition("+")[0],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "runner": options.runner or default_runner(version),
     }
-
-
-def default_runner(version: str) -> str:
-    """Return the model runner that a release uses unasked."""
-    numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
-    return "v2" if tuple(numbers) >= SECOND_RUNNER_SINCE else "v1"
 
 
 PADDED = {
@@ -320,6 +311,7 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
             hooks.watch.phase = "configure"
             return {"target": answer(hooks.watch, again), "draft": None, "stand_ins": sorted(STAND_INS)}
     stand_in_for_tokenizer(architectures)
+    runner = options.runner or runner_for(configuration)
     with set_current_vllm_config(configuration):
         start_distributed(options.ranks)
         for lists in quantizations(configuration, alone=alone):
@@ -332,6 +324,7 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
         result: dict[str, Any] = {
             "target": answer(target, failed) if "target" in roles or failed is not None else None,
             "draft": None,
+            "runner": runner,
             "tokens": getattr(configuration.speculative_config, "num_speculative_tokens", None),
             "stand_ins": sorted(STAND_INS),
             "alone": alone,
@@ -344,18 +337,22 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
             result["draft"] = answer(draft, refused)
             return result
         with watch_writes(draft):
-            failed = attempt(
-                lambda: load_draft(configuration, target.model, options.runner or runner_for(architectures))
-            )
+            failed = attempt(lambda: load_draft(configuration, target.model, runner))
         if failed is None or draft.phase == "share":
             draft.forgive_shared()
         result["draft"] = answer(draft, failed)
         return result
 
 
-def runner_for(architectures: Sequence[str]) -> str:
-    """Return the model runner that the imported release uses unasked: for some architectures it names the second."""
-    named = getattr(importlib.import_module("vllm.config.vllm"), "DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES", ())
-    if not set(named).isdisjoint(architectures):
-        return "v2"
-    return default_runner(str(importlib.import_module("vllm").__version__))
+def runner_for(configuration: Any) -> str:
+    """Return the model runner that the engine uses for a configuration unasked, on a machine that has Triton.
+
+    Releases before 0.22 take the first (vllm/v1/worker/gpu_worker.py:156@0.21.0); later ones ask the configuration.
+    """
+    place = importlib.import_module("vllm.config.vllm")
+    here = getattr(place, "HAS_TRITON", True)
+    place.HAS_TRITON = True
+    try:
+        return "v2" if getattr(configuration, "use_v2_model_runner", False) else "v1"
+    finally:
+        place.HAS_TRITON = here
