@@ -36,6 +36,7 @@ ENVIRONMENT = {
     "VLLM_PLUGINS": "",
 }
 
+
 def prepare(options: Any) -> dict[str, str]:
     """Import vLLM and replace what needs a GPU; return the versions that answers come from."""
     del options
