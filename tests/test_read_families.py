@@ -170,9 +170,16 @@ def test_what_becomes_of_packed_experts_of_inkling_is_not_guessed(tmp_path: Path
     build(tmp_path / "c", "inkling", "excluded-glob", shards=1)
     extra = [Tensor("model.llm.layers.1.mlp.experts.w13_weight.scale", "F8_E4M3", (4, 128, 8))]
     write_shard(tmp_path / "c" / "more.safetensors", extra)
-    (row,) = scan(tmp_path / "c", engines=["vllm==0.32.0"]).engines
+    report = scan(tmp_path / "c", engines=["vllm==0.32.0"])
+    (row,) = report.engines
     assert row.prediction.target.verdict is Verdict.UNKNOWN
-    assert row.prediction.target.reason.endswith("is not predicted")
+    assert row.prediction.draft.verdict is Verdict.LOADS
+    (found,) = (one for one in report.findings if one.rule == "MTP603")
+    assert found.message == (
+        "The main model is not predicted for vllm 0.32.0: what Inkling's loader does with stacked experts that are "
+        "packed is not described here: model.llm.layers.1.mlp.experts.w13_weight.scale. An installed engine can be "
+        "asked: mtpfix verify FOLDER --engine-python PATH."
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ Kimi-K3

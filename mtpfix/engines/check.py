@@ -26,8 +26,8 @@ FAMILY_KEYS = {
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "refuses", "cache_scales", "deferred",
-    "splits", "layers", "decoder_layers", "unpredicted", "unpredicted_reason", "undescribed", "unpredicted_when",
-    "g_idx", "levels", "source",
+    "splits", "layers", "decoder_layers", "unpredicted", "unpredicted_reason", "undescribed",
+    "undescribed_reason", "unpredicted_when", "g_idx", "levels", "source",
 }  # fmt: skip
 GROUP_KEYS = {
     "disk", "prefix", "param", "modules", "versions", "when", "plain_for", "plain_unless_listed", "plain_if_pattern",

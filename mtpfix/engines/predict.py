@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mtpfix.checkpoint.names import describe_names
 from mtpfix.engines import Engine, load
 from mtpfix.engines.blueprint import Planned, draw, holds
 from mtpfix.engines.construction import construct_class, construct_module, look_at_weight, read_arrays
@@ -203,12 +204,12 @@ def _predict_role(
     if not {"*", resolved.method}.isdisjoint([unpredicted] if isinstance(unpredicted, str) else unpredicted):
         reason = f"what {pick(block['class'], version)} does here is not predicted"
         return _unpredicted(role, block.get("unpredicted_reason", reason)), None
-    if any(
-        re.search(one, tensor.name) for one in block.get("undescribed", ()) for tensor in subject.checkpoint.tensors
-    ):
-        return _unpredicted(
-            role, f"what {pick(block['class'], version)} does with these tensors is not predicted"
-        ), None
+    patterns = block.get("undescribed", ())
+    undescribed = [one for one in subject.checkpoint.tensors if any(re.search(each, one.name) for each in patterns)]
+    if undescribed:
+        what = block.get("undescribed_reason", f"what {pick(block['class'], version)} does with some tensors")
+        named = describe_names((one.name for one in undescribed), limit=2)
+        return _unpredicted(role, f"{what} is not described here: {named}"), None
     lists = _lists(family, block, engine, version, resolved, target_lists, numbers)
     if role == "target" and subject.checkpoint.left_out:
         return _unpredicted(role, LEFT_OUT), lists

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mtpfix.checkpoint.ref import shown
 from mtpfix.engines.predict import LEFT_OUT
 from mtpfix.engines.subject import Subject
-from mtpfix.model import Finding, Severity, Verdict
+from mtpfix.model import Finding, Role, Severity, Verdict
 from mtpfix.rules.context import Context, occurrences
 from mtpfix.rules.findings import bundle, finding, plain_finding
 from mtpfix.rules.registry import Rule, rule
 
 MOST, WIDEST = 6, 80
 """Entries of a list that are named, and characters of each."""
+
+ASK = "An installed engine can be asked: mtpfix verify FOLDER --engine-python PATH."
+"""The next step where nothing is predicted and a release has a class for the model."""
+
+ROLES: tuple[Role, ...] = ("target", "draft")
+NOT_PREDICTED: Mapping[Role, str] = {
+    "target": "The main model is not predicted",
+    "draft": "The MTP draft is not predicted",
+}
 
 
 @rule("MTP601", "architecture-unknown", Severity.NOTE, metadata=True)
@@ -29,7 +38,7 @@ def architecture_unknown(context: Context, this: Rule) -> Iterator[Finding]:
         what = f"The architecture {name} is" if name else "config.json names no architecture; it is"
         sentences = [f"{what} not known here: what engines build for it was not predicted."]
         sentences += _what_is_there(subject)
-        sentences.append("An installed engine can be asked: mtpfix verify FOLDER --engine-python PATH.")
+        sentences.append(ASK)
         yield plain_finding(this, " ".join(sentences))
 
 
@@ -81,21 +90,30 @@ def engine_cannot_build(context: Context, this: Rule) -> Iterator[Finding]:
 def release_without_class(context: Context, this: Rule) -> Iterator[Finding]:
     """The engine release has no class for this architecture, or reads its quantization in a way not known here.
 
-    What such a release does is not predicted: it may refuse the model, or fall back to a generic implementation.
+    What such a release does is not predicted: it may refuse the model, or fall back to a generic implementation. Where
+    it has a class whose loader is not described here for all tensors, `mtpfix verify` asks one that is installed.
     """
-    if context.subject.family is None:
+    family = context.subject.family
+    if family is None:
         return
     reasons: dict[str, list[str]] = {}
+    roles: dict[str, set[Role]] = {}
+    asked: set[str] = set()
     for release in context.releases:
-        for role in ("target", "draft"):
-            model = release.prediction.target if role == "target" else release.prediction.draft
+        for role in ROLES:
+            model = release.model(role)
             if model.verdict is Verdict.UNKNOWN and model.reason not in ("", LEFT_OUT):
                 reasons.setdefault(model.reason, []).append(release.version)
+                roles.setdefault(model.reason, set()).add(role)
+                if family.models(release.engine.name, role, context.subject.served_as, release.version):
+                    asked.add(model.reason)
     every = {(release.engine.name, release.version) for release in context.releases}
     for reason, versions in reasons.items():
         concerned = [release for release in context.releases if release.version in versions]
         ranges = context.ranges(concerned)
         nothing_predicted = len({(one.engine.name, one.version) for one in concerned}) == len(every)
         severity = Severity.WARNING if nothing_predicted else None
-        text = f"Not predicted for {', '.join(one.text for one in ranges)}: {reason}."
+        what = NOT_PREDICTED[next(iter(roles[reason]))] if len(roles[reason]) == 1 else "Not predicted"
+        text = f"{what} for {', '.join(one.text for one in ranges)}: {reason}."
+        text += f" {ASK}" if reason in asked else ""
         yield plain_finding(this, text, severity=severity)
