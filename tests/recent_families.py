@@ -331,6 +331,15 @@ def _bailing_v3_vision(size: Size) -> Config:
     }
 
 
+def _bailing_v3_vision_even(size: Size) -> Config:
+    """Return a configuration of Ling 3 with vision as SGLang wants it: groups all whole, and the merger only joins."""
+    config = _bailing_v3_vision(size)
+    config["vision_config"]["disable_merger_proj"] = True
+    if size == "tiny":
+        config["text_config"]["num_hidden_layers"] = 2
+    return config
+
+
 # ----------------------------------------------------------------------------------------------------- MiniMax
 
 
@@ -544,6 +553,17 @@ RECENT = (
         inside={".attention.": ".self_attn."},
         published="glob",
         asked=">=0.30",
+    ),
+    Family(
+        "bailing_v3_vl_even",
+        "Ling 3 with vision, all groups whole",
+        _bailing_v3_vision_even,
+        bailing_v3_vision,
+        layer_globs,
+        vision=("model.visual", "model.linear_proj"),
+        inside={".attention.": ".self_attn."},
+        published="glob",
+        asked="<0",  # vLLM is asked with a group that is short
     ),
     Family(
         "minimax_m3",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from mtpfix.engines.blueprint import Planned, holds
 from mtpfix.engines.decide import Decision
-from mtpfix.engines.loading import CONSTRUCT, LOAD, Kind
+from mtpfix.engines.loading import AFTER, CONSTRUCT, LOAD, Kind
 from mtpfix.engines.parameters import parameters_of
 from mtpfix.facts import Table, covers, pick
 from mtpfix.families import Numbers, fill
@@ -17,8 +17,8 @@ from mtpfix.model import Event, Format, Outcome
 
 
 def construct_class(block: Table, version: str, method: str, numbers: Numbers) -> Iterator[Event]:
-    """Yield the error of a model class that cannot be constructed, or loads nothing, whatever the checkpoint holds."""
-    for key, phase in (("broken", CONSTRUCT), ("refuses", LOAD)):
+    """Yield the error of a model class that cannot be constructed, loads nothing or shares nothing, whatever is stored."""
+    for key, phase, last in (("broken", CONSTRUCT, ""), ("refuses", LOAD, ""), ("unshared", AFTER, "~~~")):
         fact = pick(block.get(key), version)
         if not fact or fact["does"] == "silent" or method not in fact.get("methods", (method,)):
             continue
@@ -27,7 +27,7 @@ def construct_class(block: Table, version: str, method: str, numbers: Numbers) -
             text = fill(fact["text"], numbers)
             if "when" in fact:
                 text = text.replace("{value}", str(numbers.value(fact["when"]["key"])))
-            yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, because, (phase, "", ""))
+            yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, because, (phase, last, ""))
 
 
 def construct_module(planned: Planned, built: Format, method: str, position: int) -> Iterator[Event]:

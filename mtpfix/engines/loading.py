@@ -627,7 +627,7 @@ def _unwritten(
     for place, item in present:
         kind = kind_of(item, module.built, module.dialect)
         lacking = [suffix for suffix, parameter in table.items() if parameter.needed and not _has(item, suffix)]
-        if loader.incomplete["does"] != "silent" and _is_weight_only(module):
+        if _is_counted(place.module, loader) and _is_weight_only(module):
             lacking += [suffix for suffix in loader.unread if not _has(item, suffix)]
         if lacking and planned.shared:
             continue  # the target's own module takes its place
@@ -673,6 +673,13 @@ def _unwritten(
             because=(*module.because, fact.get("source", "")),
             order=(AFTER, f"{module.position:08d}", ""),
         )
+
+
+def _is_counted(name: str, loader: Loader) -> bool:
+    """Return whether a loader raises where something of a module stayed unwritten."""
+    fact = loader.incomplete
+    rows = fact.get("of", (fact,))
+    return bool(fact["does"] != "silent" and any(re.search(row.get("names", ""), name) for row in rows))
 
 
 def _without_experts(module: Module, present: Sequence[tuple[Place, Stored]]) -> Iterator[Event]:

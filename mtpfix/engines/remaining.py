@@ -5,6 +5,7 @@ Knows what a release does about each. Which modules there are, and what becomes 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
@@ -156,11 +157,11 @@ def judge_unwritten(events: Sequence[Event], loader: Loader, method: str, number
         order = (COMPLETE, "", "")
         yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, (fact.get("source", ""),), order)
         return
-    first = next(
-        (event for event in events if event.outcome is Outcome.SILENT and event.order[0] == COMPLETE),
-        None,
-    )
-    if first is not None:
-        text = str(fact.get("text", "")).replace("{name}", "…")  # the engine names one of a set, at random
-        because = (*first.because, fact.get("source", ""))
-        yield Event(first.kind, Outcome.CRASH, first.module, "", fact["does"], text, because, (COMPLETE, "~", ""))
+    for row in fact.get("of", (fact,)):
+        silent = (event for event in events if event.outcome is Outcome.SILENT and event.order[0] == COMPLETE)
+        first = next((event for event in silent if re.search(row.get("names", ""), event.module)), None)
+        if first is not None:
+            text = str(row.get("text", "")).replace("{name}", "…")  # the engine names one of a set, at random
+            because = (*first.because, fact.get("source", ""))
+            yield Event(first.kind, Outcome.CRASH, first.module, "", fact["does"], text, because, (COMPLETE, "~", ""))
+            return

@@ -58,6 +58,7 @@ KEPT: Mapping[str, frozenset[str]] = {
     "bailing_v3": frozenset({"num_shared_experts"}),
     "bailing_v3_even": frozenset({"num_shared_experts"}),
     "bailing_v3_vl": frozenset({"num_shared_experts", "qk_rope_head_dim", "head_dim"}),
+    "bailing_v3_vl_even": frozenset({"num_shared_experts", "qk_rope_head_dim", "head_dim"}),
 }
 
 

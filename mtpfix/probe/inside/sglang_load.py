@@ -172,7 +172,8 @@ def draft_indices(checkpoint: str, layers: int) -> list[int | None]:
 
 def share(target: Any, draft: Any) -> None:
     """Put the target's embedding and head in the draft's place, as its worker does after loading."""
-    draft.set_embed_and_head(*target.get_embed_and_head())
+    embed, head = target.get_embed_and_head()  # the target is asked first
+    draft.set_embed_and_head(embed, head)
     head = getattr(target, "lm_head", None)
     if head is not None and hasattr(draft, "set_lm_head_from_target"):
         draft.set_lm_head_from_target(head)
