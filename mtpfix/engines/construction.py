@@ -17,7 +17,7 @@ from mtpfix.model import Event, Format, Outcome
 
 
 def construct_class(block: Table, version: str, method: str, numbers: Numbers) -> Iterator[Event]:
-    """Yield the error of a model class that cannot be constructed, loads nothing or shares nothing, whatever is stored."""
+    """Yield the error of a class that cannot be constructed, loads nothing or shares nothing, whatever is stored."""
     for key, phase, last in (("broken", CONSTRUCT, ""), ("refuses", LOAD, ""), ("unshared", AFTER, "~~~")):
         fact = pick(block.get(key), version)
         if not fact or fact["does"] == "silent" or method not in fact.get("methods", (method,)):

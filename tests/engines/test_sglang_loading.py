@@ -134,3 +134,21 @@ def test_the_draft_of_omni_obeys_hf_quant_config_alone(tmp_path: Path) -> None:
     alone = predicted(plan("nemotron_h_omni", "config-only"), tmp_path / "z").draft
     assert alone.verdict is Verdict.LOADS
     assert {one.format.plain for one in alone.built} == {True}
+
+
+def test_ling_with_vision_counts_its_tower_and_routers_and_has_no_embedding_to_share(tmp_path: Path) -> None:
+    shared = "AttributeError: 'BailingMoeV3VLForConditionalGeneration' object has no attribute 'get_embed_and_head'"
+    whole = predicted(plan("bailing_v3_vl_even", UNQUANTIZED), tmp_path / "whole")
+    assert (whole.target.verdict, whole.draft.error) == (Verdict.LOADS, shared)
+    for name, text in (
+        ("model.visual.blocks.0.norm1.bias", "RuntimeError: Missing required Bailing VL weights: …"),
+        ("model.linear_proj.2.weight", "RuntimeError: Missing required Bailing VL weights: …"),
+        ("model.layers.1.mlp.gate.expert_bias", "RuntimeError: Missing required Bailing VL router weights: …"),
+    ):
+        found = predicted(changed("bailing_v3_vl_even", renamed(name, "spare")), tmp_path / name)
+        assert (found.target.error, found.draft.error) == (text, text)
+    found = predicted(changed("bailing_v3_vl_even", renamed("model.norm.weight", "spare")), tmp_path / "norm")
+    assert (found.target.verdict, found.draft.error) == (Verdict.SILENT, shared)
+    name = "model.visual.blocks.0.attn.qkv.weight"
+    found = predicted(changed("bailing_v3_vl_even", reshaped(name, 7, 9)), tmp_path / "qkv")
+    assert failure(found.target) == ("RuntimeError: start (0) + length (64) exceeds dimension size (7).", name)
