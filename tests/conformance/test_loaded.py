@@ -24,8 +24,9 @@ RELEASES = [release for release in VERIFIED if loaded.golden(release)]
 def test_what_is_planned_for_a_release_was_loaded_by_it(release: str, tmp_path: Path) -> None:
     known = loaded.golden(release)
     families = list(known)
-    family = families[RELEASES.index(release) % len(families)]  # so that over all releases many have their turn
-    wanted = [(family, variant) for variant in known[family]]
+    number = RELEASES.index(release)
+    family = families[number % len(families)]  # so that over all releases many have their turn
+    wanted = [(family, variant) for variant in list(known[family])[number % 3 :: 3]]
     marks = {(cell.family, cell.variant): loaded.mark_of(cell) for cell, _ in planned([release], wanted, tmp_path)}
     assert marks == {(family, variant): known[family][variant] for family, variant in wanted}
 
