@@ -306,7 +306,8 @@ def _unjoinable(
         if text:
             shard, tensor, name = max(
                 (shard_key(piece.order[0]), piece.order[1], item.module)
-                for piece, (_, item) in zip(pieces, present, strict=True)
+                for piece, (place, item) in zip(pieces, present, strict=True)
+                if place.part == fact.get("part", place.part)
             )
             because = (*module.because, fact["source"])
             yield Event(kind, Outcome.CRASH, name, tensor, error, text, because, (LOAD, shard, tensor))
