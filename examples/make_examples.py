@@ -30,7 +30,7 @@ class Example:
 EXAMPLES = (
     Example(
         "qwen3.5-397b-nvfp4",
-        "`mtp.layers.0*` is listed, `mtp.fc` is not: vLLM fails up to 0.19.1 and loads from 0.20.2",
+        "`mtp.layers.0*` is listed, `mtp.fc` is not: vLLM fails up to 0.19.1 and loads from 0.20.0",
         "qwen3_5_moe",
         "published",
     ),

@@ -18,6 +18,9 @@ from mtpfix.errors import EXIT_FINDINGS, EXIT_NOTHING, EXIT_OK, EXIT_UNABLE, Fin
 Role = Literal["target", "draft"]
 """The main model, or the MTP branch that drafts for it."""
 
+ROLES: tuple[Role, Role] = ("target", "draft")
+"""Both, the main model first."""
+
 EXPERT = "{}"
 """Stands for the expert number in the name of tensors that differ in nothing else."""
 
@@ -50,6 +53,7 @@ class Dialect(StrEnum):
 
     MODELOPT = "modelopt"  # weight, weight_scale, weight_scale_2, input_scale
     COMPRESSED_TENSORS = "compressed-tensors"  # weight_packed, weight_global_scale: reciprocals
+    AMAX = "amax"  # the weight without a suffix, and after its name scale, scale2, input_amax
     OTHER = "other"
 
 

@@ -99,6 +99,8 @@ def data_of(tensor: Tensor) -> bytes:
         case "F8_E4M3":
             signed = tensor.name.endswith(".weight")
             return random.randbytes(count).translate(E4M3_SIGNED if signed else E4M3_POSITIVE)
+        case "I64":  # what points at rows: each of them once
+            return struct.pack(f"<{count}q", *random.sample(range(count), count))
         case _:
             return random.randbytes(count * WIDTHS[tensor.dtype])
 
@@ -108,6 +110,8 @@ E4M3_POSITIVE = bytes(0x28 + byte % 0x20 for byte in range(256))  # 0.25 … 3.7
 E4M3_SIGNED = bytes((byte & 0x80) | (0x28 + byte % 0x20) for byte in range(256))
 
 # ------------------------------------------------------------------------------------------------ variants
+
+INKLING = ("inkling", "inkling_text")
 
 Lists = Literal["published", "glob", "exact", "engine", "target"]
 Branch = Literal["plain", "linears", "all", "glue", "fp8", "absent"]
@@ -122,7 +126,8 @@ class Variant:
     unquantized modules are listed: by one glob for the branch, by every name on disk, by the names an engine asks
     with, or not at all ("target" lists only the target's), less the modules whose names end as `unlisted` says.
     `files` says which of the two quantization files exist; `config_lists`, where set, is how config.json lists,
-    against the other file; `quantized` is whether anything is.
+    against the other file; `quantized` is whether anything is. `experts` says that those of the target are packed and
+    listed all the same, or in BF16 and not listed.
     """
 
     name: str
@@ -141,6 +146,7 @@ class Variant:
     head: bool = False
     unlisted: tuple[str, ...] = ()
     config_lists: Lists | None = None
+    experts: Literal["", "listed", "plain"] = ""
 
 
 VARIANTS = {
@@ -190,6 +196,8 @@ VARIANTS = {
             declares=False,
             families=tuple(name for name, family in FAMILIES.items() if not family.alone),
         ),
+        Variant("listed-experts", "experts packed, and listed all the same", experts="listed", families=INKLING),
+        Variant("plain-experts", "experts in BF16, and not listed", experts="plain", families=INKLING),
     )
 }
 
@@ -226,6 +234,10 @@ def formats_of(family: Family, variant: Variant, config: Config, modules: Sequen
         elif family.name == "nemotron_h" and variant.dialect == "mixed":
             if (found := _nemotron_format(module.name, config)) is not None:
                 formats[module.name] = found
+        elif module.kind is Kind.EXPERT and variant.experts == "plain":
+            continue
+        elif family.name in INKLING and variant.name == "published" and module.kind is Kind.MLP:
+            continue  # of the published checkpoint only experts are packed
         elif module.kind in (Kind.MLP, Kind.EXPERT, Kind.SHARED) or (variant.head and module.kind is Kind.HEAD):
             formats[module.name] = "NVFP4"
         elif module.name.endswith("self_attn.o_proj"):
@@ -297,18 +309,28 @@ def tensors_of(module: Module, stored: str | None, variant: Variant) -> Iterator
             yield Tensor(f"{name}.weight", "F8_E4M3", module.shape)
             yield Tensor(f"{name}.weight_scale_inv", "F32", (*front, -(-rows // 128), -(-columns // 128)), 0.01)
         else:
-            yield from _nvfp4(name, module.shape, variant)
+            yield from _nvfp4(name, module, variant)
 
 
-def _nvfp4(name: str, shape: tuple[int, ...], variant: Variant) -> Iterator[Tensor]:
+def _nvfp4(name: str, module: Module, variant: Variant) -> Iterator[Tensor]:
+    shape = module.shape
     *front, columns = shape
     codes, scales = (*front, columns // 2), (*front, columns // 16)
     if variant.dialect == "compressed-tensors":
         yield Tensor(f"{name}.weight_packed", "U8", codes)
         yield Tensor(f"{name}.weight_scale", "F8_E4M3", scales)
-        yield Tensor(f"{name}.weight_global_scale", "F32", (1,), 100.0)
+        number: tuple[int, ...] = (shape[0], 1) if module.amax else (1,)
+        yield Tensor(f"{name}.weight_global_scale", "F32", number, 100.0)
         if variant.input_scale:
-            yield Tensor(f"{name}.input_global_scale", "F32", (1,), 100.0)
+            yield Tensor(f"{name}.input_global_scale", "F32", number, 100.0)
+        return
+    if module.amax:
+        yield Tensor(name, "U8", codes)
+        yield Tensor(f"{name}.scale", "F8_E4M3", scales)
+        yield Tensor(f"{name}.scale2", "F32", shape[:-2], 0.01)
+        yield Tensor(f"{name}.original_shape", "I32", (len(shape),))
+        if variant.input_scale:
+            yield Tensor(f"{name}.input_amax", "F32", (1,), 26.88)
         return
     single = shape[:-2]  # one number, or one for each stacked expert
     yield Tensor(f"{name}.weight", "U8", codes)
@@ -352,7 +374,7 @@ def engine_name(family: Family, module: Module, config: Config) -> str:
     name = re.sub(r"\.experts\..*", ".experts", module.name)
     for old, new in family.renamed.items():
         if name.startswith(old):
-            layers = int(config.get("num_hidden_layers") or config["num_layers"])
+            layers = int(config.get("num_layers") or config["num_hidden_layers"])
             name = new.replace("{N}", str(layers)).replace("{2N}", str(2 * layers)) + name.removeprefix(old)
             break
     for old, new in family.inside.items():
@@ -388,7 +410,11 @@ def excludes_of(
     if variant.lists == "exact":
         branch = [module for module in branch if not module.name.endswith(variant.unlisted or ("\0",))]
         return sorted([*family.listed, *(name for module in (*target, *branch) for name in module.names)])
-    entries = summarise((module.name for module in target), quantized)
+    experts = [module.name for module in target if module.kind is Kind.EXPERT and variant.experts == "plain"]
+    entries = summarise((module.name for module in target if module.name not in experts), [*quantized, *experts])
+    if variant.experts == "listed":
+        experts = [module.name for module in linears if module.kind is Kind.EXPERT and module.part != "branch"]
+        entries += {f"{name.rpartition('.')[0]}*" for name in experts}
     if variant.lists == "glob" and variant.declares:
         entries += family.globs(config)
     elif variant.lists == "engine":

@@ -718,10 +718,13 @@ def _step3p5(size: Size) -> Config:
 
 
 def with_arrays(config: Config, length: int) -> Config:
-    """Return a Step configuration with its per-layer arrays: full, sliding, sliding, sliding, and again."""
+    """Return a Step configuration with its per-layer arrays: full, sliding, sliding, sliding, and again.
+
+    As in the published ones, no MTP layer is full.
+    """
     changed = copy.deepcopy(config)
     text = changed.get("text_config", changed)
-    full = [index % 4 == 0 for index in range(length)]
+    full = [index % 4 == 0 and index < text["num_hidden_layers"] for index in range(length)]
     text["layer_types"] = ["full_attention" if flag else "sliding_attention" for flag in full]
     text["partial_rotary_factors"] = [0.5 if flag else 1.0 for flag in full]
     text["rope_theta"] = [5000000.0 if flag else 10000.0 for flag in full]
@@ -1273,6 +1276,9 @@ FAMILIES = {
 
 STEP = ("step3p5", "step3p7")
 """The families whose configuration holds per-layer arrays."""
+
+LIKE_ANOTHER = ("longcat_flash_both", "exaone_moe_renamed")
+"""Families that differ from another in a key or a name of their configuration alone: the slow suite holds them."""
 
 EVERY_TIME = ("deepseek_v3", "glm4_moe", "nemotron_h", "qwen3_5")
 """The families that costly tests go through every time, as unlike each other as there are; the rest wait for `slow`."""

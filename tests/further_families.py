@@ -348,6 +348,12 @@ def _longcat_flash(size: Size) -> Config:
     }
 
 
+def _longcat_flash_both(size: Size) -> Config:
+    """Return the configuration of LongCat-Flash with the number of its attentions, which transformers calls layers."""
+    config = _longcat_flash(size)
+    return config | {"num_hidden_layers": 2 * config["num_layers"]}
+
+
 # ------------------------------------------------------------------------------------------------------- EXAONE
 
 
@@ -444,6 +450,11 @@ def _exaone_moe_windows(size: Size) -> Config:
         "mtp_sliding_windows": [config["sliding_window"]],
         "sliding_windows": windows,
     }
+
+
+def _exaone_moe_renamed(size: Size) -> Config:
+    """Return the configuration of K-EXAONE-236B-A23B under the name that transformers gives the architecture."""
+    return _exaone_moe(size) | {"architectures": ["ExaoneMoeForCausalLM"]}
 
 
 # ------------------------------------------------------------------------------------------------------ HunYuan
@@ -560,6 +571,20 @@ FURTHER = (
         declares=False,
         published="glob",
     ),
+    Family(
+        "longcat_flash_both",
+        "LongCat-Flash with both numbers of layers",
+        _longcat_flash_both,
+        longcat,
+        lambda _: ["model.mtp*"],
+        renamed={
+            "model.mtp.layers.0.eh_proj": "eh_proj",
+            "model.mtp.layers.0.transformer_layer.": "model.layers.{2N}.",
+            "model.mtp.layers.0.": "model.layers.{2N}.",
+        },
+        declares=False,
+        published="glob",
+    ),
     Family("exaone_moe", "K-EXAONE, 236B-A23B", _exaone_moe, exaone, mtp_glob, published="glob"),
     Family(
         "exaone_moe_windows",
@@ -569,6 +594,15 @@ FURTHER = (
         mtp_glob,
         published="glob",
         asked=">=0.27",  # before, no release knows the name
+    ),
+    Family(
+        "exaone_moe_renamed",
+        "K-EXAONE, 236B-A23B, as transformers names it",
+        _exaone_moe_renamed,
+        exaone,
+        mtp_glob,
+        published="glob",
+        asked=">=0.27",
     ),
     Family("hy_v3", "HunYuan V3 (Hy3-preview)", _hy_v3, hunyuan, layer_globs, published="glob"),
 )

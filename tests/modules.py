@@ -46,7 +46,8 @@ class Module:
     """One weight of a model: `{}` in its name stands for the expert number where `experts` is not None.
 
     `weight` is the suffix of the tensor ("" where the name is the tensor's own). Where it is `hollow` its numbers are
-    a hole in the file, which reads as zeros and takes no time: for what is large, and never looked at.
+    a hole in the file, which reads as zeros and takes no time: for what is large, and never looked at. `amax` says that
+    its scales in NVFP4 hang on its own name, with the largest input in place of the scale of inputs.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Module:
     weight: str = "weight"
     experts: int | None = None
     hollow: bool = False
+    amax: bool = False
 
     @property
     def names(self) -> list[str]:

@@ -23,6 +23,7 @@ from tests.modules import (
     mtp_glob,
     norms,
     plain,
+    text_of,
 )  # fmt: skip
 from tests.qwen_modules import VISION, VISION_TINY, hybrid, linear_attention, vision_tower
 
@@ -103,9 +104,7 @@ def _qwen4_table(root: str, text: Config) -> Iterator[Module]:
 
 
 def _qwen4_exp(size: Size) -> Config:
-    """Return a configuration of Qwen3.8-Flash-Next: hidden size, layers, width and number of experts and the place of
-    the n-grams as its published lists and shapes say, the rest as the configuration class has it.
-    """
+    """Return the configuration of Qwen3.8-Flash-Next; what no source tells is as the configuration class has it."""
     text: Config = {
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -118,8 +117,8 @@ def _qwen4_exp(size: Size) -> Config:
         "heads_per_ngram": 8,
         "hidden_act": "silu",
         "hidden_size": 2560,
-        "indexer_budget": 8192,
-        "indexer_compress_ratio": 16,
+        "indexer_budget": 2048,
+        "indexer_compress_ratio": 4,
         "indexer_head_dim": 128,
         "indexer_kv_heads": 1,
         "indexer_n_heads": 4,
@@ -143,7 +142,7 @@ def _qwen4_exp(size: Size) -> Config:
         "num_experts": 512,
         "num_experts_per_tok": 10,
         "num_hidden_layers": 48,
-        "num_key_value_heads": 1,
+        "num_key_value_heads": 2,
         "output_gate_type": "sigmoid",
         "ple_conv_kernel_size": 4,
         "ple_embed_dim": 2560,
@@ -172,6 +171,8 @@ def _qwen4_exp(size: Size) -> Config:
             "head_dim": 64,
             "heads_per_ngram": 2,
             "hidden_size": 128,
+            "indexer_budget": 8192,
+            "indexer_compress_ratio": 16,
             "indexer_head_dim": 32,
             "layer_types": ["linear_attention", "full_attention"],
             "linear_key_head_dim": 32,
@@ -419,9 +420,9 @@ def kimi_layer_globs(config: Config) -> list[str]:
 
 
 def inkling(config: Config, layout: Layout) -> Iterator[Module]:
-    """Yield Inkling: short convolutions, stacked experts kept in 16 bits, MTP layers of their own at `model.mtp`."""
+    """Yield Inkling: short convolutions, stacked experts with scales of their own, MTP layers at `model.mtp`."""
     del layout
-    text, branch = config["text_config"], config["mtp_config"]
+    text, branch = text_of(config), config["mtp_config"]
     hidden, vocabulary, count = text["hidden_size"], text["vocab_size"], branch.get("num_nextn_predict_layers", 0)
     yield plain("model.llm.embed", vocabulary, hidden)
     yield plain("model.llm.embed_norm", hidden)
@@ -434,7 +435,8 @@ def inkling(config: Config, layout: Layout) -> Iterator[Module]:
             yield from _inkling_experts(f"{root}.mlp", text)
     yield plain("model.llm.norm", hidden)
     yield Module("model.llm.unembed", (vocabulary, hidden), Kind.HEAD)
-    yield from _inkling_towers(config)
+    if "vision_config" in config:
+        yield from _inkling_towers(config)
     for index in range(count):
         root = f"model.mtp.layers.{index}"
         yield from norms("branch", hidden, f"{root}.hidden_norm", f"{root}.embed_norm")
@@ -493,8 +495,9 @@ def _inkling_experts(root: str, text: Config) -> Iterator[Module]:
     yield Module(f"{root}.gate", (count + shared, hidden), Kind.ROUTER)
     yield plain(f"{root}.gate.bias", count, weight="", dtype="F32")
     for name, number in {"experts.": count, "shared_experts.shared_": shared}.items():
-        yield Module(f"{root}.{name}w13_weight", (number, 2 * width, hidden), Kind.ROUTER, weight="")
-        yield Module(f"{root}.{name}w2_weight", (number, hidden, width), Kind.ROUTER, weight="")
+        kind = Kind.EXPERT if number == count else Kind.ROUTER
+        for leaf, shape in {"w13": (2 * width, hidden), "w2": (hidden, width)}.items():
+            yield Module(f"{root}.{name}{leaf}_weight", (number, *shape), kind, weight="", amax=kind is Kind.EXPERT)
 
 
 def _inkling(size: Size) -> Config:
@@ -584,6 +587,13 @@ def _inkling(size: Size) -> Config:
     }
 
 
+def _inkling_text(size: Size) -> Config:
+    """Return a configuration of Inkling without its towers: the decoder's numbers at the top."""
+    whole = _inkling(size)
+    kept = {key: whole[key] for key in ("mtp_config", "tie_word_embeddings")}
+    return {**whole["text_config"], **kept, "architectures": ["InklingForCausalLM"]}
+
+
 NEWEST = (
     Family(
         "qwen4_exp",
@@ -616,6 +626,14 @@ NEWEST = (
         inkling,
         lambda _: ["model.mtp*"],
         vision=("model.visual",),
+        published="glob",
+    ),
+    Family(
+        "inkling_text",
+        "Inkling without its towers",
+        _inkling_text,
+        inkling,
+        lambda _: ["model.mtp*"],
         published="glob",
     ),
 )

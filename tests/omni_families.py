@@ -2,8 +2,9 @@
 
 Numbers are the published ones of the decoder (Nemotron-3 Super) and of the RADIO tower that engines know by name; of
 the tower the tiny checkpoint has the smallest that engines know, whole: they take its sizes from a table of their own
-(vllm/transformers_utils/configs/radio.py:12@0.32.0), so that 42 MB of it stand in the file as a hole. Sound encoders
-are not built here.
+(vllm/transformers_utils/configs/radio.py:12@0.32.0), so that 42 MB of it stand in the file as a hole. SGLang has
+positions for images of 2048 pixels whatever is said (sglang/srt/configs/radio.py:75@0.5.23): where it has a class, so
+has the tiny checkpoint. Sound encoders are not built here.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def _omni(decoder: Callable[[Size], Config], architecture: str, model_type: str)
             "vision_config": {
                 "args": {
                     "cls_token_per_teacher": True,
-                    "cpe_max_size": 32 if tiny else 2048,
+                    "cpe_max_size": 32 if tiny and architecture == SUPER else 2048,
                     "model": name,
                     "register_multiple": 10,
                     "teachers": [{"name": teacher} for teacher in ("siglip2-g", "dino_v3", "sam3")],

@@ -295,9 +295,11 @@ def _deepseek_v4_layer(root: str, config: Config, index: int, part: Part) -> Ite
         yield plain(f"{root}.ffn.gate.tid2eid", *shape, weight="", dtype="I32", part=part)
     else:
         yield plain(f"{root}.ffn.gate", count, weight="bias", dtype="F32", part=part)
-    shapes = {"w1": (width, hidden), "w2": (hidden, width), "w3": (width, hidden)}
-    for name, shape in shapes.items():
+    shared = width * config["n_shared_experts"]
+    for name in ("w1", "w2", "w3"):
+        shape = (hidden, shared) if name == "w2" else (shared, hidden)
         yield Module(f"{root}.ffn.shared_experts.{name}", shape, Kind.SHARED, part)
+        shape = (hidden, width) if name == "w2" else (width, hidden)
         yield Module(f"{root}.ffn.experts.{{}}.{name}", shape, Kind.EXPERT, part, experts=count)
 
 

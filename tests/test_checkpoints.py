@@ -110,9 +110,9 @@ def test_variant_differs_from_its_neighbours_as_its_name_says(family: str, varia
         return
     assert ("quantization_config" in planned.config) == (variant != "hf-quant-only")
     assert (planned.hf_quant_config is None) == (variant in {"config-only", "compressed-tensors"})
-    assert any(tensor.name.endswith(("input_scale", "input_global_scale")) for tensor in planned.tensors) == (
-        variant not in {"no-input-scale", "weights-only"}
-    )
+    assert any(
+        tensor.name.endswith(("input_scale", "input_global_scale", "input_amax")) for tensor in planned.tensors
+    ) == (variant not in {"no-input-scale", "weights-only"})
 
 
 def test_a_tensor_is_the_same_in_every_build() -> None:

@@ -48,7 +48,7 @@ def written(folder: Path, out: Path, **options: object) -> Patched:
     return result
 
 
-@pytest.mark.parametrize("family", ["qwen3_5", "deepseek_v3", "step3p5", "nemotron_h"])
+@pytest.mark.parametrize("family", ["qwen3_5", "deepseek_v3", "exaone4_5", "nemotron_h"])
 def test_an_unlisted_branch_is_listed_in_both_files(family: str, source: Source, tmp_path: Path) -> None:
     folder = source(family, "nothing-excluded")
     result = written(folder, tmp_path / "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from mtpfix import scan
 from mtpfix.model import Confidence, Format, ModelPrediction, Verdict
-from tests.checkpoints import Tensor, build, flat, write_shard
+from tests import checkpoints
+from tests.checkpoints import Tensor, build, flat, plan, write_shard
 
 HIDDEN, WIDTH, WORDS = 64, 32, 128
 
@@ -166,9 +168,53 @@ def test_an_incomplete_branch_of_inkling_is_refused(tmp_path: Path) -> None:
     assert (found.error or "").startswith("ValueError: Inkling MTP checkpoint is missing required parameters")
 
 
-def test_what_becomes_of_packed_experts_of_inkling_is_not_guessed(tmp_path: Path) -> None:
+def test_packed_experts_of_inkling_are_read_under_the_names_that_they_have(tmp_path: Path) -> None:
     build(tmp_path / "c", "inkling", "excluded-glob", shards=1)
-    extra = [Tensor("model.llm.layers.1.mlp.experts.w13_weight.scale", "F8_E4M3", (4, 128, 8))]
+    (row,) = scan(tmp_path / "c", engines=["vllm==0.32.0"]).engines
+    assert row.prediction.target.verdict is Verdict.LOADS
+    assert built(row.prediction.target)["model.layers.1.mlp.experts"] is Format.NVFP4
+
+
+def test_packed_experts_of_inkling_that_are_listed_do_not_fit(tmp_path: Path) -> None:
+    build(tmp_path / "c", "inkling", "listed-experts", shards=1)
+    (row,) = scan(tmp_path / "c", engines=["vllm==0.32.0"]).engines
+    assert row.prediction.target.error == (
+        "RuntimeError: The size of tensor a (128) must match the size of tensor b (64) at non-singleton dimension 1"
+    )
+    assert row.prediction.target.error_tensor == "model.llm.layers.1.mlp.experts.w13_weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "new", "error"),
+    [
+        (
+            "w13_weight.scale2",
+            Tensor("w13_weight.scale2", "F32", (1, 4), 0.01),
+            "IndexError: index 1 is out of bounds for dimension 0 with size 1",
+        ),
+        (
+            "w2_weight.scale",
+            Tensor("w2_weight.scale_old", "F8_E4M3", (4, 128, 4)),
+            "AttributeError: 'RoutedExperts' object has no attribute 'w2_weight.scale_old'",
+        ),
+    ],
+)
+def test_a_damaged_stack_of_inkling_raises_what_its_own_loader_raises(
+    tmp_path: Path, name: str, new: Tensor, error: str
+) -> None:
+    planned, root = plan("inkling", "excluded-glob"), "model.llm.layers.1.mlp.experts."
+    groups = tuple(
+        tuple(replace(new, name=root + new.name) if one.name == root + name else one for one in group)
+        for group in planned.groups
+    )
+    checkpoints.write(tmp_path / "c", replace(planned, groups=groups))
+    (row,) = scan(tmp_path / "c", engines=["vllm==0.32.0"]).engines
+    assert row.prediction.target.error == error
+
+
+def test_what_becomes_of_packed_experts_of_inkling_in_other_names_is_not_guessed(tmp_path: Path) -> None:
+    build(tmp_path / "c", "inkling", "excluded-glob", shards=1)
+    extra = [Tensor("model.llm.layers.1.mlp.experts.w13_weight_scale", "F8_E4M3", (4, 128, 8))]
     write_shard(tmp_path / "c" / "more.safetensors", extra)
     report = scan(tmp_path / "c", engines=["vllm==0.32.0"])
     (row,) = report.engines
@@ -176,8 +222,9 @@ def test_what_becomes_of_packed_experts_of_inkling_is_not_guessed(tmp_path: Path
     assert row.prediction.draft.verdict is Verdict.LOADS
     (found,) = (one for one in report.findings if one.rule == "MTP603")
     assert found.message == (
-        "The main model is not predicted for vllm 0.32.0: what Inkling's loader does with stacked experts that are "
-        "packed is not described here: model.llm.layers.1.mlp.experts.w13_weight.scale. An installed engine can be "
+        "The main model is not predicted for vllm 0.32.0: what Inkling's loader does with scales of stacked "
+        "experts that are named with underscores, or of shared ones is not described here: "
+        "model.llm.layers.1.mlp.experts.w13_weight_scale. An installed engine can be "
         "asked: mtpfix verify FOLDER --engine-python PATH."
     )
 

@@ -22,6 +22,7 @@ SCALES = frozenset(
         *("weight_scale", "weight_scale_2", "weight_scale_inv", "weight_global_scale", "weight_zero_point"),
         *("weight_shape", "weight_g_idx", "input_scale", "input_global_scale", "input_zero_point", "input_scale_ub"),
         *("scale", "scales", "qzeros", "g_idx", "pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b", "SCB"),
+        *("scale2", "input_amax", "original_shape"),
     }
 )
 """Suffixes of what stands beside a quantized weight."""
@@ -62,6 +63,11 @@ def tensor_name(module: str, suffix: str) -> str:
     if not suffix or suffix[0] == "_":
         return module + suffix
     return f"{module}.{suffix}" if module else suffix
+
+
+def is_weight(module: str) -> bool:
+    """Return whether a module's own name is that of its weight (`experts.w13_weight`), so that scales follow a dot."""
+    return module.endswith("_weight")
 
 
 def natural_key(text: str) -> tuple[str | tuple[int, str], ...]:

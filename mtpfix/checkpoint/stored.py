@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
+from mtpfix.checkpoint.conventions import CONVENTIONS, is_amax
 from mtpfix.checkpoint.names import SCALES, WEIGHTS, collapse_numbers, natural_key, split_name
 from mtpfix.model import EXPERT, Dialect, Format, Part, Stored, Tensor
 
@@ -27,12 +28,8 @@ _FP8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 _E8M0 = frozenset({"U8", "F8_E8M0"})  # published as either
 _PACKED = frozenset({"U8", "I8", "F4"})
 _REAL = frozenset({"F32", "BF16", "F16"})
-_INPUT_SCALES = frozenset({"input_scale", "input_global_scale"})
+_INPUT_SCALES = frozenset(each.input_scale for each in CONVENTIONS.values())
 _EXTRAS = frozenset({"pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b", "weight_shape"})
-_CONVENTIONS: Mapping[Dialect, tuple[str, str]] = {
-    Dialect.MODELOPT: ("weight_scale_2", "input_scale"),
-    Dialect.COMPRESSED_TENSORS: ("weight_global_scale", "input_global_scale"),
-}
 _KINDS = 8  # ways of storing the experts of one module that get an entry of their own
 
 _Shape = tuple[int, ...]
@@ -391,10 +388,10 @@ def _scale(parts: _Parts) -> tuple[str, _Tensor]:
 
 def _packed_floats(name: str, weight: _Tensor, parts: _Parts) -> _Reading:
     """Read two 4-bit floats in a byte (or the 4-bit dtype itself): NVFP4 in either dialect, or MXFP4."""
-    dialect = Dialect.COMPRESSED_TENSORS if name == "weight_packed" else Dialect.MODELOPT
+    dialect = _dialect(name, parts)
     shape = weight.shape if weight.dtype == "F4" else (*weight.shape[:-1], *(2 * size for size in weight.shape[-1:]))
     suffix, scale = _scale(parts)
-    tensor_scales = [each for each, _ in _CONVENTIONS.values() if each in parts]
+    tensor_scales = [each.global_scale for each in CONVENTIONS.values() if each.global_scale in parts]
     by_32 = scale.dtype in _E8M0 and not tensor_scales and not _is_blocked(scale.shape, shape, (1, 16))
     if suffix and by_32:
         odd = _wrong_scale(suffix, scale, shape, 32, _E8M0)
@@ -404,6 +401,13 @@ def _packed_floats(name: str, weight: _Tensor, parts: _Parts) -> _Reading:
     return _nvfp4(dialect, shape, parts)
 
 
+def _dialect(name: str, parts: _Parts) -> Dialect:
+    """Return whose names the parts of a weight in NVFP4 have, given the suffix of what holds its numbers."""
+    if name == "weight_packed":
+        return Dialect.COMPRESSED_TENSORS
+    return Dialect.AMAX if not name and is_amax(parts) else Dialect.MODELOPT
+
+
 def _unreadable(name: str, weight: _Tensor, parts: _Parts) -> _Reading:
     """Read packed bytes whose scales do not say what they are."""
     dialect = Dialect.COMPRESSED_TENSORS if name == "weight_packed" else Dialect.OTHER
@@ -411,30 +415,31 @@ def _unreadable(name: str, weight: _Tensor, parts: _Parts) -> _Reading:
     if suffix:
         odd = f"{_called(name)} {weight} with {suffix} {scale} is no layout known here"
         return _Reading(Format.UNKNOWN, dialect, weight.shape, (), (odd,))
-    tensor_scale = _CONVENTIONS.get(dialect, ("weight_scale_2", ""))[0]
+    wanted = CONVENTIONS[_dialect(name, parts)]
     odd = f"{_called(name)} is {weight}, packed or integer, and has no scales"
-    return _Reading(Format.UNKNOWN, dialect, weight.shape, ("weight_scale", tensor_scale), (odd,))
+    return _Reading(Format.UNKNOWN, dialect, weight.shape, (wanted.block_scale, wanted.global_scale), (odd,))
 
 
 def _nvfp4(dialect: Dialect, shape: _Shape, parts: _Parts) -> _Reading:
-    tensor_scale, input_scale = _CONVENTIONS[dialect]
+    names = CONVENTIONS[dialect]
     suffix, scale = _scale(parts)
     odd: list[str] = []
     if not 2 <= len(shape) <= 3:
         odd.append(f"the weight has {len(shape)} dimensions, not 2 or 3")
     elif shape[-1] % 16:
         odd.append(f"{shape[-1]} columns are not a multiple of 16")
-    if suffix == "weight_scale":
+    if suffix == names.block_scale:
         odd += _wrong_scale(suffix, scale, shape, 16, frozenset({"F8_E4M3"}))
-    missing = [each for each in ("weight_scale", tensor_scale) if each not in parts]
-    for each in (tensor_scale, input_scale):
+    missing = [each for each in (names.block_scale, names.global_scale) if each not in parts]
+    for each in names.scalars:
         if each in parts:
             odd += _wrong_scalar(each, parts[each], shape)
-    strangers = [each for other, names in _CONVENTIONS.items() if other != dialect for each in names if each in parts]
+    others = {each: other for other, one in CONVENTIONS.items() if other != dialect for each in one.scalars}
+    strangers = [each for each in others if each in parts]
     if strangers:
-        other = next(each for each in _CONVENTIONS if each != dialect)
-        odd.append(f"{' and '.join(strangers)} ({other.value}) beside a weight named as {dialect.value} does")
-    quantized_inputs = input_scale in parts or any(each in _INPUT_SCALES for each in strangers)
+        whose = " and ".join(dict.fromkeys(others[each].value for each in strangers))
+        odd.append(f"{' and '.join(strangers)} ({whose}) beside a weight named as {dialect.value} does")
+    quantized_inputs = names.input_scale in parts or any(each in _INPUT_SCALES for each in strangers)
     found = Format.NVFP4 if quantized_inputs else Format.NVFP4_A16
     return _Reading(found, dialect, shape, tuple(missing), tuple(odd))
 
@@ -541,7 +546,7 @@ def _left_over(reading: _Reading, parts: _Parts) -> Iterator[str]:
     fitting = _fitting(reading, parts)
     left = sorted(suffix for suffix in parts if suffix in SCALES and suffix not in fitting)
     if reading.format in (Format.NVFP4, Format.NVFP4_A16):
-        left = [suffix for suffix in left if not any(suffix in names for names in _CONVENTIONS.values())]
+        left = [suffix for suffix in left if not any(suffix in each.scalars for each in CONVENTIONS.values())]
     if left:
         yield f"{', '.join(left)} beside a {reading.format.value} weight"
 
@@ -550,7 +555,8 @@ def _fitting(reading: _Reading, parts: _Parts) -> frozenset[str]:
     if reading.format.plain:
         return frozenset({"scale"})  # some norms have one of their own
     if reading.format in (Format.NVFP4, Format.NVFP4_A16):
-        return _EXTRAS | {"weight_scale", *_CONVENTIONS[reading.dialect]}
+        names = CONVENTIONS[reading.dialect]
+        return _EXTRAS | {names.block_scale, *names.scalars, *names.beside}
     if reading.format in (Format.INT4, Format.INT8):
         return SCALES - {"weight_scale_2", "weight_scale_inv", "weight_global_scale", "input_global_scale"}
     return _EXTRAS | {_scale(parts)[0], "scales", "weight_scale_inv", "input_scale", "input_scale_ub"}

@@ -54,6 +54,8 @@ class Planned:
     how many a mixture has, 0 where that is unknown. `also` are other names on disk that are taken for it.
     `copied`: what copies its tensors, where that is not the loader of its layer class. `apart`: they are copied before
     all others, and nobody counts those that are missing. `pieces`: the rows of each part that one tensor is copied in.
+    `unread` are parts that the engine computes and drops, so that they need not be stored.
+    `spelled`: suffixes on disk, and those of the parameters that the loader finds with them, "" for one it drops.
     `if_plain`: it is there only where these names would be built plain; `unless_plain`: only where not all would.
     """
 
@@ -85,6 +87,7 @@ class Planned:
     plain_if_pattern: str = ""
     shares_packed: bool = False
     suffixes: tuple[str, ...] = ()
+    spelled: Mapping[str, str] = field(default_factory=dict)
     no_slot: Table = field(default_factory=dict)
     reads_weight: Table | None = None
     split: bool = True
@@ -98,6 +101,7 @@ class Planned:
     if_plain: Asked | None = None
     unless_plain: Asked | None = None
     copied: str = ""
+    unread: tuple[str, ...] = ()
 
     @property
     def joins(self) -> bool:
@@ -232,6 +236,7 @@ def _modules(
                 plain_if_listed=_below(prefix, entry["plain_if_listed"]) if "plain_if_listed" in entry else "",
                 plain_if_pattern=plain_if_pattern,
                 suffixes=tuple(entry.get("suffixes", ())),
+                spelled=entry.get("spelled", {}),
                 no_slot=entry.get("no_slot", {}),
                 reads_weight=entry.get("reads_weight"),
                 split=bool(entry.get("split", True)),
@@ -243,6 +248,7 @@ def _modules(
                 if_plain=_asked(entry.get("if_plain"), prefix),
                 unless_plain=_asked(entry.get("unless_plain"), prefix),
                 copied=str(entry.get("copied") or ""),
+                unread=tuple(entry.get("unread", ())),
             )
 
 
@@ -313,10 +319,16 @@ def _is_plain(condition: Table | None, numbers: Numbers, index: int | None) -> b
     return condition is not None and holds(condition, numbers, index)
 
 
-def holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
+Condition = Table | Sequence[Table]
+"""What a `when` says: a condition, or several that all have to hold."""
+
+
+def holds(condition: Condition | None, numbers: Numbers, index: int | None) -> bool:
     """Return whether a module's `when` holds for one layer; see docs/knowledge.md for the closed set of conditions."""
     if condition is None:
         return True
+    if not isinstance(condition, Mapping):
+        return all(holds(one, numbers, index) for one in condition)
     value = numbers.value(condition["key"])
     if "set" in condition:
         return (value is not None) is condition["set"]
@@ -324,8 +336,11 @@ def holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
         return bool(value == condition["value"])
     if "differs" in condition:
         return value is not None and bool(value != condition["differs"])
+    if "same" in condition:
+        return (value == numbers.value(condition["of"])) is condition["same"]
     if "divides" in condition:
-        return _divides(value, numbers.layers) is condition["divides"]
+        whole = numbers.value(condition["of"]) if "of" in condition else numbers.layers
+        return _divides(value, whole) is condition["divides"]
     if "among" in condition:
         return value in condition["among"]
     if "numbered" in condition:
@@ -345,9 +360,10 @@ def holds(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
     return bool(value == expected)
 
 
-def _divides(size: Any, layers: int) -> bool:
-    """Return whether a number of layers is a multiple of `size`; what is no such number is nobody's to judge."""
-    return not isinstance(size, int) or isinstance(size, bool) or size < 1 or layers % size == 0
+def _divides(size: Any, whole: Any) -> bool:
+    """Return whether a number is a multiple of `size`; what is no such number is nobody's to judge."""
+    counts = all(isinstance(one, int) and not isinstance(one, bool) for one in (size, whole))
+    return not counts or size < 1 or whole % size == 0
 
 
 def _ends_group(size: Any, numbers: Numbers, index: int | None, *, tail: bool) -> bool:

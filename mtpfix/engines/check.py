@@ -36,9 +36,9 @@ GROUP_KEYS = {
 MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
-    "scalars_joined", "joined", "last", "apart", "pieces", "first", "plain_if_listed",
+    "spelled", "scalars_joined", "joined", "last", "apart", "pieces", "first", "plain_if_listed",
     "plain_when", "whole", "no_slot", "reads_weight", "split", "groups", "refused", "if_plain", "unless_plain",
-    "completes", "copied", "same_as",
+    "completes", "copied", "same_as", "unread",
     *SLOTS,
 }  # fmt: skip
 LAYERS = {
@@ -104,7 +104,9 @@ def check_family(family: Family, known: Sequence[Engine]) -> Iterator[str]:
         yield from _check_blocks_apart(family, engine, where)
 
 
-FORMULA = re.compile(r"[\w.]+(?: [*+] [\w.]+)*(?:, [\w.]+(?: [*+] [\w.]+)*)*")
+_TERM = r"[\w.]+(?: \* [\w.]+)*(?: / [\w.]+)*"
+_SUM = rf"{_TERM}(?: \+ {_TERM})*"
+FORMULA = re.compile(rf"{_SUM}(?:, {_SUM})*")
 
 
 def _check_shapes(family: Family, known: Sequence[Engine], where: str) -> Iterator[str]:

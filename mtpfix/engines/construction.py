@@ -5,7 +5,7 @@ Knows the errors that the knowledge files tell. What a module is built as is dec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mtpfix.engines.blueprint import Planned, holds
 from mtpfix.engines.decide import Decision
@@ -26,7 +26,9 @@ def construct_class(block: Table, version: str, method: str, numbers: Numbers) -
             because = (str(fact.get("source", "")),)
             text = fill(fact["text"], numbers)
             if "when" in fact:
-                text = text.replace("{value}", str(numbers.value(fact["when"]["key"])))
+                last_one = fact["when"] if isinstance(fact["when"], Mapping) else fact["when"][-1]
+                text = text.replace("{value}", str(numbers.value(last_one["key"])))
+                text = text.replace("{of}", str(numbers.value(last_one.get("of", ""))))
             yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, because, (phase, last, ""))
 
 
@@ -67,6 +69,9 @@ def read_arrays(block: Table, numbers: Numbers, version: str, *, unset_first: bo
                 yield Event("array-short", Outcome.CRASH, key, "", fact["unset"], fact["unset_text"], because, order)
             if unset_first:
                 continue
+            if "branch" in fact:
+                yield from _other_kinds(fact, key, value, numbers)
+                continue
             kept = (
                 min(len(value), numbers.layers) if fact.get("cut") == "N" and isinstance(value, (list, str)) else None
             )
@@ -75,6 +80,14 @@ def read_arrays(block: Table, numbers: Numbers, version: str, *, unset_first: bo
                 because = (str(fact.get("source", "")),)
                 yield Event("array-short", Outcome.CRASH, key, "", fact["does"], text, because, (CONSTRUCT, "", key))
                 break
+
+
+def _other_kinds(fact: Table, key: str, value: object, numbers: Numbers) -> Iterator[Event]:
+    """Yield what is raised for MTP layers of another kind than the class can build, or of none."""
+    entries = value[numbers.layers : numbers.layers + numbers.mtp] if isinstance(value, list) else [None]
+    if any(entry != fact["branch"] for entry in entries):
+        because = (str(fact.get("source", "")),)
+        yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], fact["text"], because, (CONSTRUCT, "", key))
 
 
 def _length(length: str | int, numbers: Numbers) -> int:

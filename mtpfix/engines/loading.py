@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Literal
 
+from mtpfix.checkpoint.conventions import CONVENTIONS
 from mtpfix.checkpoint.names import WEIGHTS
 from mtpfix.checkpoint.stored import variants
 from mtpfix.engines.blueprint import Place, Planned
@@ -49,6 +50,10 @@ FIRST = "!"
 """What sorts before every name of a shard."""
 
 CACHE_SCALES = frozenset({"k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "k_zero_point", "v_zero_point"})
+SCALES = frozenset(
+    {"weight_scale", "weight_scale_2", "weight_scale_inv", "weight_global_scale", "input_scale", "input_global_scale"}
+)
+"""Scales beside a weight: a parameter that is never quantized has none."""
 NVFP4 = (Format.NVFP4, Format.NVFP4_A16)
 EIGHT_BIT = (Format.FP8, Format.FP8_CHANNEL, Format.FP8_BLOCK, Format.MXFP8)
 BLOCK_SUFFIXES = ("weight", "weight_scale_inv")
@@ -87,7 +92,7 @@ class Loader:
     passes over, whatever is built; `unplaced`: those that no layer has a parameter for. `deferred`: tensors are copied
     by other threads, and what fails there is raised after all were handed out, or, where it is `lost`, by nobody.
     `levels` are the classes that a name passes through first; `shapes` are those that the configuration gives the
-    tensors.
+    tensors; `shared` are the formats that the target builds its modules in, by their names on disk, where it is known.
     """
 
     model_class: str
@@ -110,6 +115,7 @@ class Loader:
     lost: bool = False
     levels: Sequence[Table] = ()
     shapes: Shapes = field(default_factory=Shapes)
+    shared: Mapping[str, Format] = field(default_factory=dict)
     uneventful: set[object] = field(default_factory=set)
 
     def looks_at(self, name: str) -> bool:
@@ -151,7 +157,8 @@ class Module:
 def load_module(module: Module, stored: Mapping[str, Stored], loader: Loader) -> Iterator[Event]:
     """Yield what happens to one module: mismatches and unknown tensors while loading, then what stayed unwritten."""
     planned = module.planned
-    seen = ((place, _seen(item, loader)) for place in planned.places for item in variants(stored, place.module))
+    stored_at = ((place, item) for place in planned.places for item in variants(stored, place.module))
+    seen = ((place, _spelled(_seen(item, loader), planned)) for place, item in stored_at)
     present = [(place, item) for place, item in seen if item.parts]
     alike = _likeness(module, present, loader)
     if alike in loader.uneventful:
@@ -211,7 +218,7 @@ def _load(
                     found = Unnamed("unknown-tensor", place.module, part.order[1], part.order[0], module.because)
                     yield refuse(loader.cache_scales, {"name": part.order[1]}, loader, found)
                 continue
-            if planned.layer == "norm":
+            if planned.layer == "norm" and suffix not in SCALES:
                 written[suffix] = written.get(suffix, 0) + 1
                 shape = known.get(suffix)
                 whole = Parameter(PLAIN_DTYPES if part.dtype in UNLIKE_PLAIN else (part.dtype,), "")
@@ -221,6 +228,8 @@ def _load(
                 continue
             parameter = table.get(suffix) or (table.get("weight") if suffix == "" else None)
             if suffix in loader.unplaced or (planned.suffixes and suffix not in planned.suffixes):
+                parameter = None
+            if _is_misspelled(part.suffix or suffix, planned):
                 parameter = None
             if parameter is None:
                 yield from unknown_part(module, place, suffix, part, kind, loader)
@@ -252,9 +261,17 @@ def _join(present: Sequence[tuple[Place, Stored]], count: int) -> Iterator[tuple
         rows = sum(piece.shape[0] for piece in pieces if piece.shape)
         shape = (rows, *pieces[-1].shape[1:]) if all(piece.shape for piece in pieces) else ()
         order = max((piece.order for piece in pieces), key=lambda one: (shard_key(one[0]), one[1]))
-        parts[suffix] = replace(pieces[-1], shape=shape, order=order)
+        parts[suffix] = replace(pieces[-1], dtype=_promoted(pieces), shape=shape, order=order)
     shape = (sum(item.shape[0] if item.shape else 0 for _, item in present), *last.shape[1:])
     yield place, replace(last, shape=shape, parts=parts)
+
+
+def _promoted(pieces: Sequence[Part]) -> str:
+    """Return the type of number that torch gives tensors when it joins them."""
+    kinds = {piece.dtype for piece in pieces}
+    if len(kinds) == 1 or not kinds <= set(PLAIN_DTYPES):
+        return pieces[-1].dtype
+    return "F64" if "F64" in kinds else "F32"
 
 
 def _pieces(present: Sequence[tuple[Place, Stored]]) -> Iterator[tuple[str, list[Part]]]:
@@ -300,14 +317,14 @@ def _unjoinable(
         if fact.get("sought") and suffix not in table:
             continue
         text = _join_error(pieces)
-        error = "RuntimeError"
+        error, part = "RuntimeError", ""
         if not text and fact["does"] != "first" and not any(piece.shape for piece in pieces):
-            error, text = fact["does"], fact["text"]
+            error, text, part = fact["does"], fact["text"], fact.get("part", "")
         if text:
             shard, tensor, name = max(
                 (shard_key(piece.order[0]), piece.order[1], item.module)
                 for piece, (place, item) in zip(pieces, present, strict=True)
-                if place.part == fact.get("part", place.part)
+                if part in ("", place.part)
             )
             because = (*module.because, fact["source"])
             yield Event(kind, Outcome.CRASH, name, tensor, error, text, because, (LOAD, shard, tensor))
@@ -319,12 +336,33 @@ def _seen(item: Stored, loader: Loader) -> Stored:
     return item if len(parts) == len(item.parts) else replace(item, parts=parts)
 
 
+def _spelled(item: Stored, planned: Planned) -> Stored:
+    """Return a stored module with its tensors under the suffixes of the parameters that this loader finds for them.
+
+    Those that it drops are left out. Of two for one parameter the later is among the `others` of the first.
+    """
+    if not planned.spelled:
+        return item
+    parts: dict[str, Part] = {}
+    for suffix, part in item.parts.items():
+        called = planned.spelled.get(suffix, suffix)
+        if suffix in planned.spelled and not called:
+            continue
+        parts[called] = replace(parts[called], others=(*parts[called].others, part)) if called in parts else part
+    return replace(item, parts=parts, dialect=Dialect.MODELOPT if item.dialect is Dialect.AMAX else item.dialect)
+
+
+def _is_misspelled(suffix: str, planned: Planned) -> bool:
+    """Return whether a loader that knows suffixes from a table of its own knows another for this tensor, or none."""
+    return bool(planned.spelled) and bool(suffix) and suffix not in planned.spelled
+
+
 def unknown_part(module: Module, place: Place, suffix: str, part: Part, kind: Kind, loader: Loader) -> Iterator[Event]:
     """Yield what is done with a tensor of a module that has no parameter for it."""
     planned = module.planned
     fact = planned.unknown or (loader.unknown_experts if planned.layer == "experts" else loader.unknown)
     tensor = part.order[1]
-    if is_excepted(tensor, fact):
+    if is_excepted(tensor, fact) and not planned.spelled:
         return
     name = parameter_name(planned, place, suffix, loader)
     if "renames" in fact and suffix not in planned.suffixes:
@@ -333,9 +371,10 @@ def unknown_part(module: Module, place: Place, suffix: str, part: Part, kind: Ki
     elif planned.unfused:
         name = _joined(planned.root, place.part, suffix)
     below = tensor.removeprefix(place.module.partition(f".{EXPERT}")[0]).removeprefix(".")
-    yield refuse(
+    key = f"{place.part.rpartition('.')[2]}.{below}" if _is_misspelled(part.suffix or suffix, planned) else ""
+    event = refuse(
         fact,
-        {"name": name, "prefix": planned.prefix, "tensor": tensor, "below": below},
+        {"name": name, "prefix": planned.prefix, "tensor": tensor, "below": below, "key": key},
         loader,
         Unnamed(
             kind="unknown-tensor" if kind == "same" else kind,
@@ -344,8 +383,18 @@ def unknown_part(module: Module, place: Place, suffix: str, part: Part, kind: Ki
             shard=part.order[0],
             because=module.because,
             count=len(part.experts) if part.experts else 1,
+            elements=elements_of(part.shape),
         ),
     )
+    yield unharmed(event) if kind == "same" or planned.layer == "norm" else event
+
+
+def unharmed(event: Event) -> Event:
+    """Return an event with no harm done where the loader passes over a tensor that it looks for nowhere.
+
+    What it does look for, and does not find, is an event of its own.
+    """
+    return replace(event, outcome=Outcome.OK) if event.outcome is Outcome.SILENT else event
 
 
 def is_excepted(tensor: str, fact: Table) -> bool:
@@ -363,6 +412,7 @@ class Unnamed:
     shard: str
     because: tuple[str, ...]
     count: int = 1
+    elements: int = 1
 
 
 def refuse(fact: Table, words: Mapping[str, str], loader: Loader, found: Unnamed) -> Event:
@@ -370,10 +420,11 @@ def refuse(fact: Table, words: Mapping[str, str], loader: Loader, found: Unnamed
 
     `words` fill the text; see docs/knowledge.md for which there are.
     """
-    fact = next((one for one in fact.get("endings", ()) if _is_such(found.tensor, one)), fact)
+    fact = next((one for one in fact.get("endings", ()) if _is_such(found, one)), fact)
     name = words["name"].removeprefix(fact.get("strip", ""))
     layer, _, leaf = name.rpartition(".")
     said = {**words, "name": name, "leaf": leaf, "layer": layer, "class": loader.model_class}
+    said |= {"key": words.get("key") or leaf, "elements": str(found.elements)}
     does = fact.get("does", "skip")
     crash = does != "skip"
     sources = tuple(dict.fromkeys((*found.because, *([fact["source"]] if fact.get("source") else []))))
@@ -390,9 +441,12 @@ def refuse(fact: Table, words: Mapping[str, str], loader: Loader, found: Unnamed
     )
 
 
-def _is_such(tensor: str, fact: Table) -> bool:
-    """Return whether a tensor's name begins and ends as a fact about some tensors says, and holds one of its texts."""
+def _is_such(found: Unnamed, fact: Table) -> bool:
+    """Return whether a tensor's name begins and ends as a fact about some says, holds one of its texts, and is so."""
+    tensor = found.tensor
     held = "holds" not in fact or any(text in tensor for text in fact["holds"])
+    if fact.get("numbers") == "many" and found.elements == 1:
+        return False
     return held and tensor.startswith(fact.get("begins", "")) and tensor.endswith(fact.get("ends", ""))
 
 
@@ -448,8 +502,27 @@ def _copy(
     expected = shape_of(parameter, rows, columns)
     if planned.whole:
         expected = (planned.whole,) if expected == () else expected
-    actual = replace(part, shape=part.shape[1:]) if len(shape) > 2 and part.shape else part
-    yield from _compare(module, place, suffix, actual, expected, parameter, loader, kind)
+    if len(shape) <= 2:
+        yield from _compare(module, place, suffix, part, expected, parameter, loader, kind)
+        return
+    one = replace(part, shape=part.shape[1:]) if part.shape else part
+    short = list(_count(module, place, part, loader, kind))
+    found = list(_compare(module, place, suffix, one, expected, parameter, loader, kind))
+    stopped = short if expected == () else [event for event in found if event.outcome is Outcome.CRASH]
+    yield from stopped or [*found, *short]
+
+
+def _count(module: Module, place: Place, part: Part, loader: Loader, kind: Kind) -> Iterator[Event]:
+    """Yield what is done with a tensor of stacked experts that holds fewer than the engine looks for."""
+    count = part.shape[0] if part.shape else 0
+    if part.suffix == CONVENTIONS[Dialect.AMAX].input_scale or count >= module.planned.experts:
+        return  # one number for all experts
+    row = _mismatch(_layer(module, place), module.built, ["few-experts" if part.shape else "uncounted"], loader)
+    if row is not None:
+        cause: Kind = "scale-shape" if kind == "same" else kind
+        found = Unnamed(cause, place.module, part.order[1], part.order[0], module.because)
+        text = _fill(row["text"], stored_experts=count)
+        yield refuse({**row, "does": row["error"], "text": text}, {"name": part.order[1]}, loader, found)
 
 
 def _compare(
@@ -467,8 +540,7 @@ def _compare(
     relations = _relations(expected, actual, part.dtype, parameter)
     if not relations:
         return
-    layer = planned.copied or ("linear" if planned.whole else planned.layer)
-    row = _mismatch(layer, module.built, place.slot, relations, loader)
+    row = _mismatch(_layer(module, place), module.built, relations, loader)
     if row is None or row["does"] == "ok":
         return
     sizes = _piece_sizes(planned, loader)
@@ -504,6 +576,13 @@ def _compare(
     )
 
 
+def _layer(module: Module, place: Place) -> str:
+    """Return what the engine's file calls the loader that copies a tensor."""
+    planned = module.planned
+    layer = planned.copied or ("linear" if planned.whole else planned.layer)
+    return f"{layer}_{'w2' if place.slot == 'w2' else 'w13'}" if planned.layer == "experts" else layer
+
+
 def _piece_sizes(planned: Planned, loader: Loader) -> Shape:
     """Return the rows of the parts that a tensor is copied in, nothing where it is copied whole."""
     numbers = loader.shapes.numbers
@@ -533,18 +612,18 @@ def _relations(expected: Shape | None, actual: Shape, dtype: str, parameter: Par
         return ()
     fits = dtype in parameter.dtypes or (dtype in PLAIN_DTYPES and parameter.dtypes[0] in PLAIN_DTYPES)
     misread = () if fits else ("dtype",)
-    if _elements(expected) == _elements(actual) == 1:
+    if elements_of(expected) == elements_of(actual) == 1:
         return ("nested", *misread) if len(actual) > max(1, len(expected)) else misread
     if expected == actual or (parameter.blocked and _squeeze(expected) == _squeeze(actual)):
         return misread
-    if len(expected) > 1 and len(actual) < 2 and _elements(actual) == 1:
+    if len(expected) > 1 and len(actual) < 2 and elements_of(actual) == 1:
         return ("single" if actual else "scalar", "shape")
     if len(expected) == len(actual) > 1 and expected[:-1] == actual[:-1]:
         return ("wider" if actual[-1] > expected[-1] else "narrower",)
     if len(expected) == len(actual) and expected[1:] == actual[1:]:
         return ("taller" if actual[0] > expected[0] else "shorter",)
     if not expected or not actual:
-        return ("shape",)
+        return ("pair", "several", "shape") if len(actual) == 1 and actual[0] == 2 else ("several", "shape")
     second = min(len(expected), len(actual)) > 1
     return (
         *(("lifted",) if actual == (1, *expected) else ()),
@@ -557,7 +636,8 @@ def _relations(expected: Shape | None, actual: Shape, dtype: str, parameter: Par
     )
 
 
-def _elements(shape: tuple[int, ...]) -> int:
+def elements_of(shape: tuple[int, ...]) -> int:
+    """Return how many numbers a tensor of this shape holds."""
     total = 1
     for size in shape:
         total *= size
@@ -568,9 +648,7 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def _mismatch(layer: str, built: Format, slot: str, relations: Sequence[str], loader: Loader) -> Table | None:
-    if layer == "experts":
-        layer = "experts_w2" if slot == "w2" else "experts_w13"
+def _mismatch(layer: str, built: Format, relations: Sequence[str], loader: Loader) -> Table | None:
     forms = {"plain"} if built.plain else {"nvfp4"} if built in NVFP4 else {"other"}
     if built is Format.NVFP4_A16:
         forms.add("nvfp4-a16")
@@ -611,7 +689,8 @@ def _unwritten(
     if planned.layer == "table" and present:
         return  # its parts have no scales of their own
     there = {place.module for place, _ in present}
-    missing = [place for place in planned.places if place.module not in there]
+    dropped = [place for place in planned.places if place.module not in there and place.part in planned.unread]
+    missing = [place for place in planned.places if place.module not in there and place not in dropped]
     excused = planned.shared or planned.absent or (planned.optional and module.built.plain)
     if missing and not excused:
         for place in missing:
@@ -624,7 +703,7 @@ def _unwritten(
     if planned.layer == "norm":
         return
     if planned.shares_weight and not module.built.plain:
-        yield from _half_shared(module, stored, order)
+        yield from _half_shared(module, stored, loader, order)
     for place, item in present:
         kind = kind_of(item, module.built, module.dialect)
         lacking = [suffix for suffix, parameter in table.items() if parameter.needed and not _has(item, suffix)]
@@ -633,9 +712,8 @@ def _unwritten(
         if lacking and planned.shared:
             continue  # the target's own module takes its place
         if lacking:
-            yield _silent(
-                "scale-missing" if kind == "same" else kind, place.module, f"{place.module}.{lacking[0]}", module, order
-            )
+            name = f"{place.module}.{_on_disk(lacking[0], planned)}"
+            yield _silent("scale-missing" if kind == "same" else kind, place.module, name, module, order)
         elif kind == "same" and item.experts:
             holes = [
                 name for name, part in item.parts.items() if part.experts is not None and part.everyone != item.experts
@@ -645,6 +723,7 @@ def _unwritten(
     yield from _without_experts(module, present)
     if (
         planned.partial_scalars is not None
+        and (dropped or not planned.unread)
         and module.built in planned.partial_scalars.get("formats", (module.built,))
         and module.dialect in planned.partial_scalars.get("dialects", (module.dialect,))
         and present
@@ -676,6 +755,11 @@ def _unwritten(
         )
 
 
+def _on_disk(suffix: str, planned: Planned) -> str:
+    """Return the first suffix on disk that the loader finds a parameter with, given that of the parameter."""
+    return next((name for name, called in planned.spelled.items() if called == suffix), suffix)
+
+
 def _is_counted(name: str, loader: Loader) -> bool:
     """Return whether a loader raises where something of a module stayed unwritten."""
     fact = loader.incomplete
@@ -705,11 +789,19 @@ def _holds_numbers(suffix: str) -> bool:
     return suffix.startswith("weight") or suffix in WEIGHTS
 
 
-def _half_shared(module: Module, stored: Mapping[str, Stored], order: tuple[int, str, str]) -> Iterator[Event]:
-    """Yield what stays unwritten where a quantized module gets the target's packed weight, but not its scales."""
+def _half_shared(
+    module: Module, stored: Mapping[str, Stored], loader: Loader, order: tuple[int, str, str]
+) -> Iterator[Event]:
+    """Yield what stays unwritten where a quantized module gets the target's packed weight, but not its scales.
+
+    Where it is not known what the target builds, its own is taken for packed where what is stored is.
+    """
     for place in module.planned.places:
         item = stored.get(place.module)
-        if item is not None and (module.planned.shares_packed or not item.format.plain):
+        if item is None:
+            continue
+        theirs = loader.shared.get(place.module, item.format)
+        if not theirs.plain or (module.planned.shares_packed and place.module not in loader.shared):
             yield _silent("scale-missing", place.module, f"{place.module}.weight_scale", module, order)
 
 

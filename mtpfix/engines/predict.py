@@ -85,7 +85,7 @@ def predict(
     resolved = _with_packed(resolve(blocks, known, version, subject.architecture), subject)
     target, lists = _predict_role(subject, known, version, resolved, "target", None, ranks)
     own = _for_draft(subject, known, version, blocks, resolved)
-    draft, _ = _predict_role(subject, known, version, own, "draft", lists, ranks)
+    draft, _ = _predict_role(subject, known, version, own, "draft", lists, ranks, target.built)
     return Prediction(
         engine=known.name,
         version=version,
@@ -171,6 +171,7 @@ def _predict_role(
     role: Role,
     target_lists: Lists | None,
     ranks: int,
+    target_built: Sequence[Built] = (),
 ) -> tuple[ModelPrediction, Lists | None]:
     family, numbers = subject.family, subject.numbers
     if family is None or numbers is None:
@@ -214,7 +215,7 @@ def _predict_role(
     if role == "target" and subject.checkpoint.left_out:
         return _unpredicted(role, LEFT_OUT), lists
     decider = Decider(lists, engine, version, _packed(family, block, subject, engine, version))
-    return _simulate(subject, engine, version, block, decider, role, resolved, ranks), lists
+    return _simulate(subject, engine, version, block, decider, role, resolved, ranks, target_built), lists
 
 
 def _lists(
@@ -252,7 +253,14 @@ def _packed(
 
 
 def _loader(
-    family: Family, block: Table, engine: Engine, version: str, numbers: Numbers, resolved: Resolved, shapes: Shapes
+    family: Family,
+    block: Table,
+    engine: Engine,
+    version: str,
+    numbers: Numbers,
+    resolved: Resolved,
+    shapes: Shapes,
+    target_built: Sequence[Built],
 ) -> Loader:
     unknown = pick(block.get("unknown", {"does": "skip"}), version)
     beside = tuple(engine.fact("gptq_dropped", version)[0] or ()) if resolved.method in GPTQ else ()
@@ -280,6 +288,7 @@ def _loader(
         lost=pick(block.get("deferred"), version) == "lost",
         levels=[level for level in block.get("levels", ()) if covers(level.get("versions", "*"), version)],
         shapes=shapes,
+        shared={name: one.format for one in target_built for name in one.modules},
     )
 
 
@@ -300,7 +309,8 @@ def _counted(numbers: Numbers, family: Family, block: Table, version: str) -> Nu
     """Return the numbers as a class counts layers that takes another number of them than is declared."""
     decoder = pick(block.get("decoder_layers"), version)
     if decoder:
-        numbers = replace(numbers, layers=count_of(numbers, decoder["key"], decoder["default"]))
+        counted = count_of(numbers, decoder["key"], decoder.get("default"))
+        numbers = numbers if counted is None else replace(numbers, layers=counted // decoder.get("each", 1))
     layers = pick(block.get("layers"), version)
     if not layers:
         return numbers
@@ -339,12 +349,13 @@ def _simulate(
     role: Role,
     resolved: Resolved,
     ranks: int,
+    target_built: Sequence[Built],
 ) -> ModelPrediction:
     family, numbers = subject.family, subject.numbers
     if family is None or numbers is None:
         return _unpredicted(role, "no family file knows this architecture")
     declared, numbers = numbers, _counted(numbers, family, block, version)
-    loader = _loader(family, block, engine, version, numbers, resolved, subject.shapes_in(engine.name))
+    loader = _loader(family, block, engine, version, numbers, resolved, subject.shapes_in(engine.name), target_built)
     loader = replace(loader, skips=_skipping(loader.skips, block, declared, numbers))
     blueprint = draw(family, block, numbers, subject.names, version)
     events: list[Event] = [
@@ -397,7 +408,7 @@ def _simulate(
     events += judge_absent_layers(blueprint, loader, numbers)
     events += judge_unwritten(events, loader, resolved.method or "", numbers)
     if resolved.method is None:
-        events += judge_unquantized(events, engine, version)
+        events += judge_unquantized(events, modules, engine, version)
     judged = _verdict(role, tuple(built), events)
     if unsure and judged.verdict is Verdict.LOADS:
         return replace(judged, verdict=Verdict.UNKNOWN, reason=UNSURE.replace("{module}", unsure[0]))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from dataclasses import replace
+from itertools import accumulate, chain
 
 from mtpfix.engines import Engine
 from mtpfix.engines.blueprint import Blueprint, full_names
@@ -18,8 +19,10 @@ from mtpfix.engines.loading import (
     Loader,
     Module,
     Unnamed,
+    elements_of,
     is_excepted,
     refuse,
+    unharmed,
     unknown_part,
 )
 from mtpfix.engines.subject import Subject
@@ -58,8 +61,9 @@ def judge_unplaced(
             path = mapper.map(name) if mapper is not None else name
             path = _cut(path or name, loader.unknown, paths) if loader.unknown.get("cut") else path or name
             words = {"name": path, "prefix": module, "tensor": name, "below": suffix}
-            found = Unnamed("unknown-tensor", module, name, item.parts[suffix].order[0], ())
-            yield refuse(loader.unknown, words, loader, found)
+            part = item.parts[suffix]
+            found = Unnamed("unknown-tensor", module, name, part.order[0], (), elements=elements_of(part.shape))
+            yield unharmed(refuse(loader.unknown, words, loader, found))
             break
 
 
@@ -77,11 +81,18 @@ def _part_of(
 
 
 def _stopped(item: Stored, suffix: str, name: str, loader: Loader) -> Event | None:
-    """Return what is raised where a name ends at a class, around the one that loads it, which has nothing of it."""
+    """Return what is raised where a name ends at a class, around the one that loads it, which has nothing of it.
+
+    A level of a `number` is a component of names that the loader takes for one.
+    """
     path = name
     for level in loader.levels:
         mapper = loader.mappers.get(level.get("renames", ""))
         path = (mapper.map(path) or path) if mapper is not None else path
+        if "number" in level:
+            if (raised := _unnumbered(item, suffix, path, level, loader)) is not None:
+                return raised
+            continue
         if not path.startswith(level["below"]):
             break
         first = path.removeprefix(level["below"]).partition(".")[0]
@@ -89,6 +100,20 @@ def _stopped(item: Stored, suffix: str, name: str, loader: Loader) -> Event | No
             found = Unnamed("unknown-tensor", item.module, name, item.parts[suffix].order[0], ())
             return refuse(level, {"name": first}, loader, found)
     return None
+
+
+def _unnumbered(item: Stored, suffix: str, name: str, level: Table, loader: Loader) -> Event | None:
+    """Return what is raised where the component of a name that a loader takes for a layer's number is none."""
+    parts = name.split(".")
+    if not all(text in name for text in level["holds"]) or len(parts) <= level["number"]:
+        return None
+    component = parts[level["number"]]
+    if component.isdecimal():
+        return None
+    shard, tensor = item.parts[suffix].order
+    found = Unnamed("unknown-tensor", item.module, tensor, shard, ())
+    raised = refuse(level, {"name": name, "component": component}, loader, found)
+    return replace(raised, tensor="", order=(COMPLETE, "", "")) if level.get("late") else raised
 
 
 def _cut(name: str, fact: Table, paths: frozenset[str]) -> str:
@@ -116,14 +141,43 @@ def judge_absent_shards(subject: Subject, engine: Engine, version: str, role: Ro
         yield Event("shard-absent", Outcome.SILENT, "", mine[0], "", "", (source,), order, len(mine))
 
 
-def judge_unquantized(events: Sequence[Event], engine: Engine, version: str) -> Iterator[Event]:
+def judge_unquantized(
+    events: Sequence[Event], modules: Sequence[Module], engine: Engine, version: str
+) -> Iterator[Event]:
     """Yield what an engine raises for parameters without a tensor where the model counts as unquantized."""
     fact, source = engine.fact("missing_parameters_unquantized", version)
-    first = next((event for event in events if event.kind in ("layer-absent", "weight-missing")), None)
+    missing = {event.module for event in events if event.kind == "weight-missing"}
+    begun = {  # another part was copied into the same parameter
+        place.module
+        for module in modules
+        for place in module.planned.places
+        if module.planned.layer == "experts" or not missing.issuperset(one.module for one in module.planned.places)
+    }
+    passed = _with_method(modules, fact.get("counted") if fact else None)
+    absent = (event for event in events if event.kind == "layer-absent")
+    unwritten = (event for event in events if event.kind == "weight-missing")
+    counted = (event for event in unwritten if event.module not in begun | passed)
+    first = next(chain(absent, counted), None)
     if fact and fact["does"] != "silent" and first is not None:
         text = str(fact["text"]).replace("{names}", "{…}")
         order = (COMPLETE, "~~", "")
         yield Event(first.kind, Outcome.CRASH, first.module, "", fact["does"], text, (source,), order)
+
+
+def _with_method(modules: Sequence[Module], counted: Sequence[str] | None) -> frozenset[str]:
+    """Return the names of parameters whose layer has a quantization method, or hangs on one that has.
+
+    `counted` are the layer classes without one; None where the release counts every parameter.
+    """
+    if counted is None:
+        return frozenset()
+    with_method = {module.planned.param for module in modules if module.planned.layer not in counted}
+    return frozenset(
+        place.module
+        for module in modules
+        if with_method.intersection((module.planned.param, module.planned.param.rpartition(".")[0]))
+        for place in module.planned.places
+    )
 
 
 def judge_absent_layers(blueprint: Blueprint, loader: Loader, numbers: Numbers) -> Iterator[Event]:

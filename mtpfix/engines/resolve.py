@@ -266,7 +266,8 @@ def _modelopt(block: Declaration, method: str, facts: Facts) -> Resolved:
     inner = raw["quantization"] if nested else raw
     if not isinstance(inner, Mapping):
         raise facts.refuse("ValueError", NOT_A_TABLE, "modelopt_reader")
-    key = "exclude_modules" if nested else "ignore"
+    keys: list[str] = ["exclude_modules"] if nested else facts["flat_list_keys"]
+    key = next((one for one in keys if one in inner), keys[0])
     algo = _checked_algo(inner, key, nested=nested, method=method, facts=facts)
     layers: dict[str, str | None] = {}
     if method == "modelopt_fp4":

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtpfix.checkpoint.names import split_name
-from mtpfix.engines.blueprint import holds
-from mtpfix.facts import Table
+from mtpfix.engines.blueprint import Condition, holds
 from mtpfix.families import Family, Numbers, value_of
 
 Shape = tuple[int, ...]
 NOTHING: Mapping[str, Shape] = {}
-_LAYER = re.compile(r"(?<!mtp)\.layers\.(\d{1,6})(?:\.|$)")
+_LAYER = re.compile(r"(?:^|(?<!mtp)\.)layers\.(\d{1,6})(?:\.|$)")
 """The number of a decoder layer; layers of a branch that counts its own are not those of the per-layer arrays."""
 
 
@@ -27,7 +26,7 @@ class Row:
     """Tensors of one shape: `formula` has a sum of products for each dimension."""
 
     formula: str
-    when: Table | None
+    when: Condition | None
 
 
 @dataclass(slots=True)
@@ -88,22 +87,36 @@ def read_shapes(family: Family, numbers: Numbers, engine: str) -> Shapes:
 def evaluate(formula: str, numbers: Numbers) -> Shape | None:
     """Return the shape that a formula gives, None where the configuration lacks a number.
 
-    Dimensions are parted by commas, terms by `+`, factors by `*`; a factor is an integer or a key of the decoder's
-    configuration, else of the whole one (`outer.inner` is a key inside an object).
+    Dimensions are parted by commas, terms by `+`, factors by `*`, and divisors follow a `/`; each is an integer or a
+    key of the decoder's configuration, else of the whole one (`outer.inner` is a key inside an object). None, too,
+    where a division leaves a rest.
     """
     shape = []
     for dimension in formula.split(","):
         total = 0
         for term in dimension.split("+"):
-            product = 1
-            for factor in term.split("*"):
-                value = _value(factor.strip(), numbers)
-                if value is None:
-                    return None
-                product *= value
+            product = _product(term, numbers)
+            if product is None:
+                return None
             total += product
         shape.append(total)
     return tuple(shape)
+
+
+def _product(term: str, numbers: Numbers) -> int | None:
+    factors, *divisors = term.split("/")
+    product = 1
+    for factor in factors.split("*"):
+        value = _value(factor.strip(), numbers)
+        if value is None:
+            return None
+        product *= value
+    for divisor in divisors:
+        value = _value(divisor.strip(), numbers)
+        if value is None or product % value:
+            return None
+        product //= value
+    return product
 
 
 def _value(factor: str, numbers: Numbers) -> int | None:

@@ -25,10 +25,16 @@ def split_module(
 ) -> Iterator[Event]:
     """Yield the first check of a layer's constructor that a tensor-parallel size of `ranks` fails, if any does."""
     planned = module.planned
+    own = planned.groups if "does" in planned.groups else None
+    if own is not None and (event := _own_groups(own, module, numbers, ranks)) is not None:
+        yield event
+        return
     if not planned.split:
         return
     for row in rows:
         if planned.layer not in _list(row["layer"]) or not _concerns(row, module.built, module.dialect):
+            continue
+        if own is not None and row["of"] == "groups":
             continue
         for size, divisor in _shares(row, planned, stored, numbers, ranks):
             words = _fault(row, size, divisor, ranks)
@@ -67,6 +73,17 @@ def _event(
     return Event("unsplittable", Outcome.CRASH, module, "", row["does"], text, because, (CONSTRUCT, where, "~"))
 
 
+def _own_groups(fact: Table, module: Module, numbers: Numbers, ranks: int) -> Event | None:
+    """Return what a class raises that asks itself whether ranks divide its heads, or several can keep each."""
+    groups = _number(fact.get("key") or GROUPS, numbers)
+    if not groups or groups % ranks == 0 or ("replicated" in fact and ranks % groups == 0):
+        return None
+    planned = module.planned
+    text = str(fact["replicated"] if groups < ranks and "replicated" in fact else fact["text"])
+    module_name = planned.places[0].module if planned.places else ""
+    return _event(fact, text, {"size": groups}, module_name, module.position, ranks=ranks)
+
+
 def _concerns(row: Table, built: Format, dialect: Dialect) -> bool:
     formats, dialects = row.get("formats"), row.get("dialects")
     return (formats is None or built.value in formats) and (dialects is None or dialect.value in dialects)
@@ -100,6 +117,10 @@ def _shares(
             size = next((item.shape[0] for item in _stored(planned, stored) if item.shape), None)
             if size:
                 yield -(-size // VOCABULARY_PADDING) * VOCABULARY_PADDING, ranks
+        case "parts":
+            sizes = [item.shape[0] for item in _stored(planned, stored) if item.shape]
+            if sizes:
+                yield sum(sizes), ranks
         case "rows":
             for place in planned.places:
                 item = stored.get(place.module)
@@ -124,10 +145,7 @@ def _stored(planned: Planned, stored: Mapping[str, Stored]) -> Iterator[Stored]:
 
 
 def _number(keys: str | Sequence[str], numbers: Numbers) -> int | None:
-    found: Any = next(
-        (numbers.decoder[key] for key in _list(keys) if numbers.decoder.get(key) is not None),
-        None,
-    )
+    found: Any = next((value for key in _list(keys) if (value := numbers.value(key)) is not None), None)
     return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
 
 

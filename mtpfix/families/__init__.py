@@ -195,7 +195,7 @@ def _first(keys: Sequence[str], *places: Mapping[str, Any]) -> object:
     return next((found for place in places for key in keys if (found := value_of(place, key)) is not None), None)
 
 
-def count_of(numbers: Numbers, key: str, default: int) -> int:
+def count_of(numbers: Numbers, key: str, default: int | None) -> int | None:
     """Return the number of layers under a key of the decoder's configuration; `default` where there is none."""
     found = _number([key], numbers.decoder)
     return default if found is None else found

@@ -13,8 +13,7 @@ from typing import Any
 from mtpfix.families import Numbers
 from mtpfix.fix.operations import CONFIG, Operation, set_value
 from mtpfix.fix.trial import Trial
-from mtpfix.model import Stored
-from mtpfix.rules.context import ROLES
+from mtpfix.model import ROLES, Stored
 
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 Shapes = dict[str, tuple[int, ...]]

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mtpfix.checkpoint.conventions import in_modelopt_names
 from mtpfix.fix.holding import Held, Place
 from mtpfix.model import Format
 
@@ -85,12 +86,15 @@ class Weight:
                 value = number(self._first("weight", ""), index)
                 return value, abs(value) / 256
 
+    def _bare(self) -> Mapping[str, Held]:
+        return in_modelopt_names({suffix.removeprefix("_"): held for suffix, held in self.parts.items()})
+
     def _first(self, *suffixes: str) -> Held:
-        bare = {suffix.removeprefix("_"): held for suffix, held in self.parts.items()}
+        bare = self._bare()
         return next(bare[suffix] for suffix in suffixes if suffix in bare)
 
     def _global(self, row: int) -> float:
-        bare = {suffix.removeprefix("_"): held for suffix, held in self.parts.items()}
+        bare = self._bare()
         held = bare["weight_scale_2"] if "weight_scale_2" in bare else bare["weight_global_scale"]
         expert = row // self.shape[-2] if held.shape and held.shape[0] > 1 else 0
         value = number(held, expert)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 
 from mtpfix.fix.trial import Trial
 
-BACK = ("down_proj", "w2")
+BACK = ("down_proj", "w2", "w2_weight")
 """Last components of the experts' projection back to the model's width."""
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from mtpfix.checkpoint.conventions import CONVENTIONS, read_input_scale
 from mtpfix.checkpoint.names import tensor_name
 from mtpfix.fix.trial import Trial
-from mtpfix.model import Dialect, Format, Stored, Tensor
+from mtpfix.model import Format, Stored, Tensor
 
 MARGIN = 2.0
 _LAYER = re.compile(r"layers\.\d+\.(?:mtp_block\.|transformer\.)?(.+)")
@@ -33,7 +34,7 @@ def input_scale_of(trial: Trial, module: str, given: float | None) -> float | No
     wanted = [(item, tensor) for item in siblings for tensor in _scales(trial, item)]
     values = scalars([tensor for _, tensor in wanted]) if wanted else {}
     found = [
-        1 / value if item.dialect is Dialect.COMPRESSED_TENSORS else value
+        read_input_scale(value, item.dialect)
         for item, tensor in wanted
         for value in values.get((tensor.shard, tensor.name), ())
         if value > 0
@@ -42,8 +43,7 @@ def input_scale_of(trial: Trial, module: str, given: float | None) -> float | No
 
 
 def _scales(trial: Trial, item: Stored) -> Iterator[Tensor]:
-    suffix = "input_global_scale" if item.dialect is Dialect.COMPRESSED_TENSORS else "input_scale"
-    name = tensor_name(item.module, suffix)
+    name = tensor_name(item.module, CONVENTIONS[item.dialect].input_scale)
     for tensor in trial.origin.checkpoint.tensors:
         if tensor.name == name and tensor.dtype == "F32" and all(size == 1 for size in tensor.shape):
             yield tensor

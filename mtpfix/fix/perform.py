@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
+from mtpfix.checkpoint.conventions import written_input_scale
 from mtpfix.checkpoint.document import parse_document
 from mtpfix.checkpoint.folder import published
 from mtpfix.checkpoint.header import DTYPE_BITS
@@ -42,7 +43,16 @@ from mtpfix.fix.operations import (
     Unstack,
     described,
 )
-from mtpfix.fix.preview import edited, preview, scalar_shape, scale_names, stack_shape, weight_name
+from mtpfix.fix.preview import (
+    dialect_of,
+    edited,
+    input_shape,
+    packed_names,
+    preview,
+    scalar_shape,
+    stack_shape,
+    weight_name,
+)
 from mtpfix.fix.snapshot import read_file
 from mtpfix.fix.splice import splice
 from mtpfix.model import EXPERT, Checkpoint, Dialect, Stored
@@ -266,25 +276,21 @@ def _quantize(operation: Quantize, holding: Holding, packing: Packing) -> None:
 
 
 def _packed(name: str, weight: Held, group: Group, index: int, operation: Quantize, shared: str) -> Iterator[NewTensor]:
-    packed, global_scale, input_scale = scale_names(operation.dialect)
+    names = packed_names(name, weight.name, operation.dialect)
     reciprocal = operation.dialect is Dialect.COMPRESSED_TENSORS
     *front, columns = weight.shape
-    flat = weight.name == name
     single = scalar_shape(weight.shape, operation.dialect)
     searched = ", scales searched" if operation.scale_search else ""
     recipe = f"NVFP4 of {weight.name} with one global scale for {shared}{searched}"
 
-    def called(suffix: str) -> str:
-        return tensor_name(name, f"_{suffix}" if flat else suffix)
-
-    head = name if flat else tensor_name(name, packed)
-    yield NewTensor(head, "U8", (*front, columns // 2), recipe, lambda: group.codes(index))
+    yield NewTensor(names.weight, "U8", (*front, columns // 2), recipe, lambda: group.codes(index))
     scales = (*front, columns // 16)
-    yield NewTensor(called("weight_scale"), "F8_E4M3", scales, recipe, lambda: group.block_scales(index))
-    yield NewTensor(called(global_scale), "F32", single, recipe, lambda: group.global_scale(reciprocal=reciprocal))
+    yield NewTensor(names.block_scale, "F8_E4M3", scales, recipe, lambda: group.block_scales(index))
+    number = lambda: group.global_scale(reciprocal=reciprocal)  # noqa: E731
+    yield NewTensor(names.global_scale, "F32", single, recipe, number)
     if operation.input_scale is not None:
-        value = 1 / operation.input_scale if reciprocal else operation.input_scale
-        yield _constant(called(input_scale), value, single)
+        value = written_input_scale(operation.input_scale, operation.dialect)
+        yield _constant(names.input_scale, value, input_shape(weight.shape, operation.dialect))
 
 
 def _constant(name: str, value: float, shape: tuple[int, ...]) -> NewTensor:
@@ -294,10 +300,10 @@ def _constant(name: str, value: float, shape: tuple[int, ...]) -> NewTensor:
 
 
 def _add_scale(operation: AddScale, holding: Holding) -> None:
-    dialect = Dialect.COMPRESSED_TENSORS if "global" in operation.suffix else Dialect.MODELOPT
+    dialect = dialect_of(operation.suffix)
     for name, parts, weight in list(_experts(holding, operation.module)):
         if operation.suffix not in parts:
-            shape = scalar_shape(weight.shape, dialect)
+            shape = input_shape(weight.shape, dialect)
             holding.put(_constant(tensor_name(name, operation.suffix), operation.value, shape), weight.shard)
 
 

@@ -17,8 +17,8 @@ from mtpfix.fix.repairs.repair import Repair, Way, Wishes
 from mtpfix.fix.search import Search, mend, not_taken, prune, tidy, wanting
 from mtpfix.fix.trial import Trial, bad_of, name_of
 from mtpfix.fix.wish import grant
-from mtpfix.model import Outcome, Role, Verdict
-from mtpfix.rules.context import ROLES, Context, Release
+from mtpfix.model import ROLES, Outcome, Role, Verdict
+from mtpfix.rules.context import Context, Release
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, assert_never
 
+from mtpfix.checkpoint.conventions import CONVENTIONS, Convention
 from mtpfix.checkpoint.header import DTYPE_BITS, split_expert
-from mtpfix.checkpoint.names import CACHE_SCALES, SCALES, WEIGHTS, split_name, tensor_name
+from mtpfix.checkpoint.names import CACHE_SCALES, SCALES, WEIGHTS, is_weight, split_name, tensor_name
 from mtpfix.checkpoint.quant import read_declarations
 from mtpfix.checkpoint.stored import stored_modules
 from mtpfix.errors import FormatError
@@ -194,7 +195,7 @@ def belongs(name: str, module: str) -> bool:
 
 def weight_name(module: str, suffix: str) -> str:
     """Return the name of a module's plain weight, given the suffix of what holds its numbers now."""
-    return module if suffix in ("", "_blocks", "_weight_packed") else tensor_name(module, "weight")
+    return module if suffix in ("", "_blocks", "_weight_packed") or is_weight(module) else tensor_name(module, "weight")
 
 
 Store = Callable[[str, Tensor], Iterator[Tensor]]
@@ -232,26 +233,33 @@ def _plain(module: str, weight: Tensor) -> Iterator[Tensor]:
     yield weight
 
 
-def scale_names(dialect: Dialect) -> tuple[str, str, str]:
-    """Return the suffixes of the packed weight, the global scale and the input scale of NVFP4."""
-    if dialect is Dialect.COMPRESSED_TENSORS:
-        return "weight_packed", "weight_global_scale", "input_global_scale"
-    return "weight", "weight_scale_2", "input_scale"
-
-
 def _packed(module: str, weight: Tensor, how: Quantize) -> Iterator[Tensor]:
-    packed, global_scale, input_scale = scale_names(how.dialect)
+    names = packed_names(module, weight.name, how.dialect)
     *front, columns = weight.shape
     if not front or columns % 16:
         raise FormatError(f"{module} has {columns} columns: NVFP4 wants a multiple of 16", "keep it in BF16")
     single = scalar_shape(weight.shape, how.dialect)
-    flat = weight.name == module  # a fused weight without suffix: its scales are joined by underscores
-    head = module if flat else tensor_name(module, packed)
-    yield replace(weight, name=head, dtype="U8", shape=(*front, columns // 2))
-    yield replace(weight, name=_joined(module, "weight_scale", flat), dtype="F8_E4M3", shape=(*front, columns // 16))
-    yield replace(weight, name=_joined(module, global_scale, flat), dtype="F32", shape=single)
+    yield replace(weight, name=names.weight, dtype="U8", shape=(*front, columns // 2))
+    yield replace(weight, name=names.block_scale, dtype="F8_E4M3", shape=(*front, columns // 16))
+    yield replace(weight, name=names.global_scale, dtype="F32", shape=single)
     if how.input_scale is not None:
-        yield replace(weight, name=_joined(module, input_scale, flat), dtype="F32", shape=single)
+        single = input_shape(weight.shape, how.dialect)
+        yield replace(weight, name=names.input_scale, dtype="F32", shape=single)
+
+
+def packed_names(module: str, weight: str, dialect: Dialect) -> Convention:
+    """Return the names of a module's tensors in NVFP4, given that of its plain weight.
+
+    The scales of a fused weight without a suffix are joined by underscores, unless its name is that of a weight.
+    """
+    names = CONVENTIONS[dialect]
+    flat = weight == module and not is_weight(module)
+
+    def called(suffix: str) -> str:
+        return tensor_name(module, f"_{suffix}" if flat else suffix)
+
+    head = module if flat else called(names.weight)
+    return Convention(head, called(names.block_scale), called(names.global_scale), called(names.input_scale))
 
 
 def _unstacked(checkpoint: Checkpoint, operation: Unstack) -> Checkpoint:
@@ -291,10 +299,6 @@ def stack_shape(operation: Unstack, shape: tuple[int, ...], dtype: str) -> tuple
     return shape[0], shape[1] // len(operation.names), shape[2]
 
 
-def _joined(module: str, suffix: str, flat: bool) -> str:
-    return tensor_name(module, f"_{suffix}" if flat else suffix)
-
-
 def scalar_shape(weight: tuple[int, ...], dialect: Dialect) -> tuple[int, ...]:
     """Return the shape of a scale of one number for a weight: one for each stacked expert."""
     if len(weight) > 2:
@@ -302,21 +306,31 @@ def scalar_shape(weight: tuple[int, ...], dialect: Dialect) -> tuple[int, ...]:
     return (1,) if dialect is Dialect.COMPRESSED_TENSORS else ()
 
 
+def input_shape(weight: tuple[int, ...], dialect: Dialect) -> tuple[int, ...]:
+    """Return the shape of the scale of inputs: as that of any one number, or of all stacked experts together."""
+    return (1,) if dialect is Dialect.AMAX else scalar_shape(weight, dialect)
+
+
+def dialect_of(scale: str) -> Dialect:
+    """Return the dialect that calls a scale of inputs so, ModelOpt's where none does."""
+    return next((dialect for dialect, names in CONVENTIONS.items() if names.input_scale == scale), Dialect.MODELOPT)
+
+
 def _scaled(checkpoint: Checkpoint, operation: AddScale) -> Checkpoint:
     module = operation.module
-    dialect = Dialect.COMPRESSED_TENSORS if "global" in operation.suffix else Dialect.MODELOPT
+    dialect = dialect_of(operation.suffix)
     name = tensor_name(module, operation.suffix)
     there = {number for tensor in checkpoint.tensors if tensor.name == name for number in tensor.experts or (-1,)}
     made: list[Tensor] = []
     for tensor in checkpoint.tensors:
         made.append(tensor)
         found, suffix = split_name(tensor.name)
-        if found != module or suffix not in ("weight", "weight_packed"):
+        if found != module or suffix != CONVENTIONS[dialect].weight:
             continue
         lacking = [number for number in tensor.experts or (-1,) if number not in there]
         if lacking:
             experts = None if tensor.experts is None else array("I", lacking)
-            single = scalar_shape(tensor.shape, dialect)
+            single = input_shape(tensor.shape, dialect)
             made.append(
                 Tensor(name, "F32", single, tensor.shard, array("Q", [0] * len(lacking)), experts),
             )

@@ -18,8 +18,7 @@ from mtpfix.fix.repairs.repair import Repair, Way, Wishes, made
 from mtpfix.fix.repairs.scales import add_input_scales, declare_inputs
 from mtpfix.fix.repairs.weights import quantize
 from mtpfix.fix.trial import Trial, name_of
-from mtpfix.model import Role, Verdict
-from mtpfix.rules.context import ROLES
+from mtpfix.model import ROLES, Role, Verdict
 
 LONGEST = 24
 """Steps a plan has at most: more would mean that repairs undo each other."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mtpfix.checkpoint.conventions import CONVENTIONS
 from mtpfix.engines.blueprint import SLOTS
 from mtpfix.fix.operations import Unstack
-from mtpfix.model import EXPERT, Stored
+from mtpfix.model import EXPERT, Dialect, Stored
 
 HALVES = ("w1", "w3")
 """What the rows of a fused w13 are, in their order: model_executor/models/qwen3_5.py:370@0.24.0 (chunk(2, dim=-2)),
@@ -55,6 +56,16 @@ def stacked_name(table: Mapping[str, Any], module: str) -> str:
                 if whole and EXPERT in name and f".{module}".endswith(f".{name}"):
                     return module[: len(module) - len(name)] + whole
     return ""
+
+
+def packed_dialect(table: Mapping[str, Any], module: str, dialect: Dialect) -> Dialect:
+    """Return the dialect in which a module is packed: AMAX for ModelOpt's where loaders know its scales as AMAX's."""
+    scale = CONVENTIONS[Dialect.AMAX].global_scale
+    for entry in _expert_entries(table):
+        names = (name for slot in SLOTS for name in _names(entry, slot))
+        if scale in entry.get("spelled", ()) and any(f".{module}".endswith(f".{name}") for name in names):
+            return Dialect.AMAX if dialect is Dialect.MODELOPT else dialect
+    return dialect
 
 
 def _expert_entries(value: Any) -> Iterator[Mapping[str, Any]]:

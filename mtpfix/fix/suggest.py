@@ -24,8 +24,8 @@ from mtpfix.fix.repairs.repair import Repair, Way, Wishes, made
 from mtpfix.fix.repairs.scales import add_input_scales, share_scales, weight_only
 from mtpfix.fix.repairs.weights import drop_unknown
 from mtpfix.fix.trial import Trial
-from mtpfix.model import Finding, Fix, Operation, Role, Stored
-from mtpfix.rules.context import ROLES, Context, occurrences
+from mtpfix.model import ROLES, Finding, Fix, Operation, Role, Stored
+from mtpfix.rules.context import Context, occurrences
 
 ANYTHING = Wishes(unsafe=True)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mtpfix.checkpoint.conventions import in_modelopt_names
 from mtpfix.checkpoint.names import CACHE_SCALES
 from mtpfix.errors import FormatError
 from mtpfix.fix.holding import Held
@@ -57,7 +58,8 @@ def plain_rows(parts: Mapping[str, Held], stored: Format, shape: tuple[int, ...]
 
     Stacked experts are computed one after another. Raises FormatError for a format that cannot be read here.
     """
-    tensors = {suffix.removeprefix("_"): loaded(held) for suffix, held in parts.items() if suffix not in CACHE_SCALES}
+    known = {suffix.removeprefix("_"): held for suffix, held in parts.items() if suffix not in CACHE_SCALES}
+    tensors = {suffix: loaded(held) for suffix, held in in_modelopt_names(known).items()}
     name = next(iter(parts.values())).name
     if len(shape) > 2:
         count = math.prod(shape[:-2])

@@ -14,8 +14,8 @@ from mtpfix.errors import FormatError
 from mtpfix.fix.operations import Operation
 from mtpfix.fix.preview import preview
 from mtpfix.fix.values import scalars_after
-from mtpfix.model import Built, Format, Outcome, Role, Verdict
-from mtpfix.rules.context import ROLES, Context, Occurrence, Release, occurrences
+from mtpfix.model import ROLES, Built, Format, Outcome, Role, Verdict
+from mtpfix.rules.context import Context, Occurrence, Release, occurrences
 
 Bad: TypeAlias = frozenset[tuple[str, Role, str, str]]
 """What goes wrong, as (release, role, module, kind of event)."""

@@ -18,14 +18,12 @@ from mtpfix.engines.predict import predict
 from mtpfix.engines.subject import Subject
 from mtpfix.errors import MtpfixError
 from mtpfix.facts import covers
-from mtpfix.model import Checkpoint, Observation, Prediction, Role, Verdict, Verification
+from mtpfix.model import ROLES, Checkpoint, Observation, Prediction, Role, Verdict, Verification
 from mtpfix.probe.answer import observation
 from mtpfix.probe.compare import by_path, differences
 from mtpfix.probe.interpreter import choose, inspect, probe_of
 from mtpfix.probe.launch import Outcome, run
 from mtpfix.probe.stage import Stage, set_up
-
-ROLES: tuple[Role, ...] = ("target", "draft")
 
 
 def ask(

@@ -69,8 +69,8 @@ def _names(observed: Observation, tensor: str | None) -> bool:
 EXPERTS = ".routed_experts"
 """How the parameter path of experts ends in some releases."""
 
-
 PLAIN = frozenset(form.value for form in Format if form.plain)
+"""Formats without quantization, as observations name them."""
 
 
 def _formats(predicted: ModelPrediction, observed: Observation, *, by_path: bool) -> Iterator[str]:

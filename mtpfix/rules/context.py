@@ -16,6 +16,7 @@ from mtpfix.engines import Engine, Request, range_text
 from mtpfix.engines.predict import knowledge_key, predict
 from mtpfix.engines.subject import Subject
 from mtpfix.model import (
+    ROLES,
     Built,
     Checkpoint,
     Confidence,
@@ -34,7 +35,6 @@ from mtpfix.model import (
 Scalars = Callable[[Sequence[Tensor]], Mapping[tuple[str, str], "array[float]"]]
 """Reads the values of one-element tensors: (shard, name) to the values, in the order of the tensor's experts."""
 
-ROLES: tuple[Role, Role] = ("target", "draft")
 GLOBAL_SCALES = (".weight_scale_2", ".weight_global_scale")
 
 

@@ -14,10 +14,10 @@ from mtpfix.rules.registry import Rule, rule
 def tensor_parallel_shape(context: Context, this: Rule) -> Iterator[Finding]:
     """A size of the model cannot be split over the tensor-parallel ranks that `--tp` names.
 
-    Heads, feed-forward widths and the padded vocabulary must be multiples of the ranks; where a layer is stored in
-    blocks, so must the share of each rank be whole blocks: 16 columns of NVFP4 in row-parallel layers, 128 x 128 of
-    block FP8, 32 columns of MXFP8. The engine raises while it constructs the model. Key and value heads fewer than
-    ranks are replicated, and a vocabulary is padded: that is no finding.
+    Heads (a vision tower's, too), feed-forward widths, tables of n-grams and the padded vocabulary must be multiples of
+    the ranks; where a layer is stored in blocks, so must the share of each rank be whole blocks: 16 columns of NVFP4 in
+    row-parallel layers, 128 x 128 of block FP8, 32 columns of MXFP8. The engine raises while it constructs the model.
+    Key and value heads fewer than ranks are replicated, and a vocabulary is padded: that is no finding.
 
     Repair: choose a size that divides, or expert parallelism for the experts; a block-quantized module that does not
     split can be stored in 16 bits instead.

@@ -117,7 +117,7 @@ def fused_groups(context: Context) -> list[tuple[str, ...]]:
             for built in model.built:
                 names = tuple(name for name in built.modules if _global_scale(context, name) is not None)
                 if built.layer == "experts":
-                    names = tuple(name for name in names if not name.endswith((".down_proj", ".w2")))
+                    names = tuple(name for name in names if not name.endswith((".down_proj", ".w2", ".w2_weight")))
                 if len(names) > 1:
                     groups[names] = None
     return list(groups)

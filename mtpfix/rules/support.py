@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from mtpfix.checkpoint.ref import shown
 from mtpfix.engines.predict import LEFT_OUT
 from mtpfix.engines.subject import Subject
-from mtpfix.model import Finding, Role, Severity, Verdict
+from mtpfix.model import ROLES, Finding, Role, Severity, Verdict
 from mtpfix.rules.context import Context, occurrences
 from mtpfix.rules.findings import bundle, finding, plain_finding
 from mtpfix.rules.registry import Rule, rule
@@ -19,7 +19,6 @@ MOST, WIDEST = 6, 80
 ASK = "An installed engine can be asked: mtpfix verify FOLDER --engine-python PATH."
 """The next step where nothing is predicted and a release has a class for the model."""
 
-ROLES: tuple[Role, ...] = ("target", "draft")
 NOT_PREDICTED: Mapping[Role, str] = {
     "target": "The main model is not predicted",
     "draft": "The MTP draft is not predicted",

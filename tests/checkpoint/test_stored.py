@@ -97,6 +97,22 @@ E4M3, E8M0 = "F8_E4M3", "F8_E8M0"
             Dialect.MODELOPT,
             (8, 64, 64),
         ),
+        # the same with scales that hang on the weight's own name
+        (
+            [
+                *[("", "U8", (8, 64, 32)), (".scale", E4M3, (8, 64, 4)), (".scale2", "F32", (8,))],
+                *[(".input_amax", "F32", (1,)), (".original_shape", "I32", (3,))],
+            ],
+            Format.NVFP4,
+            Dialect.AMAX,
+            (8, 64, 64),
+        ),
+        (
+            [("", "U8", (8, 64, 32)), (".scale", E4M3, (8, 64, 4)), (".scale2", "F32", (8,))],
+            Format.NVFP4_A16,
+            Dialect.AMAX,
+            (8, 64, 64),
+        ),
         # compressed-tensors
         (
             [(WP, "U8", (64, 32)), (WS, E4M3, (64, 4)), (WG, "F32", (1,)), (IG, "F32", (1,))],

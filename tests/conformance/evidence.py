@@ -161,12 +161,14 @@ def _raises(statement: ast.stmt, function: ast.AST | None, does: str, said: str,
     kinds: dict[str, tuple[type[ast.AST], ...]] = {
         "KeyError": (ast.Subscript,),
         "IndexError": (ast.Subscript,),
+        "AmbiguousGlobalPerLayerAttributeError": (ast.Attribute, ast.Call),
         "AttributeError": (ast.Attribute, ast.Call),
         "RuntimeError": (ast.Call,),
         "TypeError": (ast.Call, ast.arguments),
         "ValueError": (ast.Call,),
         "AssertionError": (ast.Call,),
         "ValidationError": (ast.Call, ast.stmt),
+        "StrictDataclassFieldValidationError": (ast.Call,),
     }
     head = (
         [statement]

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mtpfix.model import ROLES
 from tests import gptq
-from tests.conformance.record import GOLDEN, ROLES, ask, digest, merge, separate
+from tests.conformance.record import GOLDEN, ask, digest, merge, separate
 
 PLACE = GOLDEN / "gptq"
 

@@ -84,7 +84,8 @@ def _store(planned: Plan, random: Random) -> tuple[Plan, str]:
     numbers = [
         number
         for number, module in enumerate(planned.modules)
-        if module.kind is not Kind.PLAIN and module.weight and len(module.shape) == 2 and module.shape[-1] % 16 == 0
+        if module.kind is not Kind.PLAIN and (module.weight or module.amax) and module.shape[-1] % 16 == 0
+        if len(module.shape) == 2 or module.amax
     ]
     if random.random() < 0.7:
         numbers = [number for number in numbers if planned.modules[number].part == "branch"] or numbers

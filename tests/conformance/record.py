@@ -22,6 +22,7 @@ from mtpfix import probe
 from mtpfix.engines import load
 from mtpfix.facts import covers
 from mtpfix.families import match
+from mtpfix.model import ROLES
 from mtpfix.probe.compare import unwrap
 from mtpfix.probe.interpreter import probe_of
 from tests.checkpoints import VARIANTS, build
@@ -30,7 +31,6 @@ from tests.families import FAMILIES
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
-ROLES = ("target", "draft")
 UNREADABLE = "Transformers does not recognize this architecture"
 """What an environment says whose transformers is too old for a family: the engine itself was then never asked."""
 

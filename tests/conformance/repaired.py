@@ -28,11 +28,11 @@ from mtpfix.errors import NothingToCheck
 from mtpfix.fix.patching import Prepared, carry_out, prepare
 from mtpfix.fix.plan import Plan
 from mtpfix.fix.repairs.repair import Branch, Wishes
-from mtpfix.model import Severity
+from mtpfix.model import ROLES, Severity
 from tests.checkpoints import build
 from tests.conformance import loaded
 from tests.conformance.loaded import fingerprint
-from tests.conformance.record import ROLES, Answer, ask, cases
+from tests.conformance.record import Answer, ask, cases
 
 
 @dataclass(frozen=True, slots=True)

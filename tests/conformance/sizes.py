@@ -46,20 +46,24 @@ HEADS = {
 }
 """Numbers of heads, and those of which they are a multiple where the configuration has any."""
 GROUPS = {"num_key_value_heads": "num_attention_groups"}
-ALONE = ("index_n_heads", "linear_num_heads", "hc_mult")
+ALONE = ("index_n_heads", "linear_num_heads", "hc_mult", "hc_count", "indexer_n_heads")
 KEPT: Mapping[str, frozenset[str]] = {
     "mimo": frozenset({"head_dim", "num_attention_heads", "hidden_size"}),
+    "gemma4_assistant": frozenset({"vocab_size", "num_centroids"}),
     "minimax_m3": frozenset({"num_key_value_heads", "num_attention_heads", "head_dim"}),
     "glm_ocr": frozenset({"head_dim"}),
     "qwen3_5": frozenset({"head_dim"}),
     "qwen3_5_moe": frozenset({"head_dim"}),
     "qwen4_exp": frozenset({"head_dim"}),
+    "deepseek_v4": frozenset({"num_attention_heads", "qk_rope_head_dim", "head_dim", "index_head_dim"}),
     "dots3_note": frozenset({"qk_rope_head_dim", "kv_lora_rank", "swa_kv_lora_rank", "swa_qk_rope_head_dim"}),
     "bailing_v3": frozenset({"num_shared_experts"}),
     "bailing_v3_even": frozenset({"num_shared_experts"}),
     "bailing_v3_vl": frozenset({"num_shared_experts", "qk_rope_head_dim", "head_dim"}),
     "bailing_v3_vl_even": frozenset({"num_shared_experts", "qk_rope_head_dim", "head_dim"}),
 }
+FIXED: Mapping[str, Mapping[str, int]] = {"deepseek_v4": {"head_dim": 512, "o_groups": 8}}
+"""Sizes of which engines know a few values only, where the tiny checkpoint's is that of another size, too."""
 
 
 @dataclass
@@ -82,10 +86,12 @@ class Draw:
 def sized(family: str, random: Random, kept: frozenset[str] = frozenset()) -> Plan:
     """Plan an unquantized tiny checkpoint of a family whose sizes all differ, but for the keys that are `kept`."""
     config = FAMILIES[family].config("tiny")
-    draw = Draw(random, kept | KEPT.get(family, frozenset()))
     text = config.get("text_config", {})
+    draw = Draw(random, kept | KEPT.get(family, frozenset()))
+    left = {**config, **text, **FIXED.get(family, {})}
+    draw.taken |= {left[key] for key in draw.kept if isinstance(left.get(key), int)}
     numbers = dict(_changed({key: value for key, value in config.items() if key != "text_config"}, draw))
-    return plan(family, UNQUANTIZED, numbers=numbers | dict(_changed(text, draw)))
+    return plan(family, UNQUANTIZED, numbers={**numbers, **dict(_changed(text, draw)), **FIXED.get(family, {})})
 
 
 def _changed(config: Mapping[str, Any], draw: Draw) -> Iterator[tuple[str, Any]]:

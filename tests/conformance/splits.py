@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtpfix.model import ROLES
 from mtpfix.probe.compare import unwrap
 from tests.checkpoints import build
-from tests.conformance.record import GOLDEN, ROLES, Answer, ask
+from tests.conformance.record import GOLDEN, Answer, ask
+from tests.families import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,13 @@ class Case:
 
 MANY_HEADS = {"num_attention_heads": 8, "num_key_value_heads": 8}
 SIX_HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 192}
+STREAMS = SIX_HEADS | {
+    "ple_embed_dim": 192, "linear_num_value_heads": 6, "linear_num_key_heads": 3, "moe_intermediate_size": 96,
+    "shared_expert_intermediate_size": 96, "vocab_size": 192,
+    "vision_config": {**FAMILIES["qwen4_exp"].config("tiny")["vision_config"], "hidden_size": 96, "num_heads": 3,
+                      "intermediate_size": 192, "out_hidden_size": 192},
+}  # fmt: skip
+ONE_KEY_HEAD = {"num_attention_heads": 6, "vocab_size": 192, "moe_intermediate_size": 96, "o_groups": 3}
 
 CASES = {
     "fits": Case("mimo", 4),
@@ -79,6 +88,13 @@ CASES = {
     ),
     "latent attention": Case("deepseek_v3", 2),
     "latent attention, heads": Case("deepseek_v3", 8),
+    "sparse attention, heads": Case("qwen4_exp", 2, {"num_attention_heads": 6, "num_key_value_heads": 3}),
+    "a table of n-grams": Case("qwen4_exp", 3, STREAMS),
+    "heads of a vision tower": Case("qwen4_exp", 4),
+    "one key head": Case("deepseek_v4", 4),
+    "one key head, ranks of three": Case("deepseek_v4", 3, ONE_KEY_HEAD),
+    "one key head, groups": Case("deepseek_v4", 3, ONE_KEY_HEAD | {"o_groups": 2}),
+    "one key head, shared experts": Case("deepseek_v4", 3, ONE_KEY_HEAD | {"moe_intermediate_size": 64}),
     "glm": Case("glm4_moe", 4),
     "step": Case("step3p5", 2),
 }  # fmt: skip
@@ -103,11 +119,12 @@ def digest(found: Answer | None) -> Answer | None:
     return {"error": error, "text": text}
 
 
-def record(release: str, folder: Path) -> None:
-    """Ask one release about every case and write its golden file."""
-    answers: dict[str, Answer] = {}
-    for ranks in sorted({case.ranks for case in CASES.values()}):
-        mine = {name: case for name, case in CASES.items() if case.ranks == ranks}
+def record(release: str, cases: Mapping[str, Case], folder: Path) -> None:
+    """Ask one release about some cases and write its golden file, in which the others stay."""
+    path = GOLDEN / f"vllm-{release}" / "splits.json"
+    answers: dict[str, Answer] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for ranks in sorted({case.ranks for case in cases.values()}):
+        mine = {name: case for name, case in cases.items() if case.ranks == ranks}
         for name, found in zip(
             mine, ask(f"vllm-{release}", [folder / name for name in mine], ranks=ranks), strict=True
         ):
@@ -116,7 +133,6 @@ def record(release: str, folder: Path) -> None:
             if "unsupported" not in found:
                 answers[name] = {role: digest(found[role]) for role in ROLES}
                 answers[name]["tried"] = [role for role in ROLES if found[role] is not None]
-    path = GOLDEN / f"vllm-{release}" / "splits.json"
     content = {name: answers[name] for name in CASES if name in answers}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(f"vllm {release}: {len(content)} cases\n")
@@ -126,12 +142,14 @@ def main() -> None:
     """Record the releases on the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.splits", description=main.__doc__)
     parser.add_argument("releases", nargs="+")
+    parser.add_argument("--only", action="append", choices=CASES, help="record these cases alone and keep the others")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        for name, case in CASES.items():
+        cases = {name: case for name, case in CASES.items() if name in (options.only or CASES)}
+        for name, case in cases.items():
             make(Path(place) / name, case)
         for release in options.releases:
-            record(release, Path(place))
+            record(release, cases, Path(place))
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from mtpfix.engines import load
 from mtpfix.engines.predict import predict
 from mtpfix.engines.subject import Subject
 from mtpfix.families import load as load_family
-from mtpfix.model import BuiltModule, Observation, Verdict
+from mtpfix.model import ROLES, BuiltModule, Observation, Verdict
 from mtpfix.probe.compare import by_path, differences
 from tests import gptq
 from tests.conformance import environment
 from tests.conformance.packed import PLACE, cases, golden
-from tests.conformance.record import ROLES, ask, expand
+from tests.conformance.record import ask, expand
 
 RELEASES = sorted(path.stem for path in PLACE.glob("*.json"))
 Role = Literal["target", "draft"]

@@ -22,12 +22,12 @@ from mtpfix.engines.predict import predict
 from mtpfix.engines.subject import Subject
 from mtpfix.families import load as load_family
 from mtpfix.families import names as family_names
-from mtpfix.model import BuiltModule, Confidence, ModelPrediction, Observation, Verdict
+from mtpfix.model import ROLES, BuiltModule, Confidence, ModelPrediction, Observation, Verdict
 from mtpfix.probe.compare import by_path, differences
 from tests.checkpoints import build
 from tests.conformance import environment, record
-from tests.conformance.record import GOLDEN, ROLES, ask, cases, digest, expand, is_asked
-from tests.families import FAMILIES
+from tests.conformance.record import GOLDEN, ask, cases, digest, expand, is_asked
+from tests.families import FAMILIES, LIKE_ANOTHER
 
 RELEASES = sorted(
     (path.name for path in GOLDEN.glob("*-*")),
@@ -57,7 +57,8 @@ def told(path: Path) -> str:
 def recordings() -> Iterator[Any]:
     """Yield release and family of every recording.
 
-    One that fails as the release before did, with the same texts at the same tensors, is held in the slow suite.
+    One that fails as the release before did, with the same texts at the same tensors, is held in the slow suite, and so
+    is a family that is like another.
     """
     for family in FAMILIES:
         before = ("", "")
@@ -65,7 +66,8 @@ def recordings() -> Iterator[Any]:
             path = GOLDEN / release / f"{family}.json"
             if path.exists():
                 now = (release.partition("-")[0], told(path))
-                marks = [pytest.mark.slow] if now == before and release not in NEWEST else []
+                slow = family in LIKE_ANOTHER or (now == before and release not in NEWEST)
+                marks = [pytest.mark.slow] if slow else []
                 yield pytest.param(release, family, marks=marks)
                 before = now
 

@@ -22,7 +22,7 @@ from tests.conformance.random_checkpoints import CHANGES, Case, cases, compare, 
 LISTED = ("qwen3_5", "qwen3_next", "deepseek_v3", "glm4_moe", "nemotron_h", "qwen3_5_moe")
 SIZED = (
     "qwen3_5", "qwen3_5_moe", "qwen3_next", "deepseek_v3", "glm4_moe", "glm5_next", "nemotron_h", "bailing_v3",
-    "exaone4_5", "minimax_m3", "step3p7",
+    "exaone4_5", "minimax_m3",
 )  # fmt: skip
 DAMAGED = ("qwen3_5", "deepseek_v3", "glm4_moe", "nemotron_h")
 
@@ -70,6 +70,17 @@ def test_a_second_mtp_layer_is_refused_by_loaders_that_count(family: str, tmp_pa
         assert found.draft.error == f"AssertionError: {ONE_LAYER}", release
         assert found.target.error is None
     assert ONE_LAYER not in str(predict(subject, "vllm", load("vllm").verified[-1]).draft.error)
+
+
+@pytest.mark.parametrize(
+    ("attentions", "raised"), [(4, "mtp.embed_tokens.weight"), (2, "layers.1.input_layernorm.0.weight")]
+)
+def test_longcat_counts_two_attentions_a_layer_where_it_counts_them(
+    attentions: int, raised: str, tmp_path: Path
+) -> None:
+    write(tmp_path, plan("longcat_flash", "excluded-glob", numbers={"num_hidden_layers": attentions}))
+    found = predict(Subject(open_checkpoint(tmp_path)), "vllm", "0.24.0").target
+    assert found.error == f"KeyError: '{raised}'"  # as the release itself said
 
 
 BUILT_ONCE = {

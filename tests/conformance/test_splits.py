@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
 from mtpfix.checkpoint import open_checkpoint
 from mtpfix.engines.predict import predict
 from mtpfix.engines.subject import Subject
-from mtpfix.model import Event
+from mtpfix.model import ROLES, Event
 from tests.conformance.record import GOLDEN
 from tests.conformance.splits import CASES, make
 
 RECORDED = sorted(path.parent.name.removeprefix("vllm-") for path in GOLDEN.glob("vllm-*/splits.json"))
-ROLES: tuple[Literal["target", "draft"], ...] = ("target", "draft")
 
 
 def golden(release: str) -> Mapping[str, Any]:

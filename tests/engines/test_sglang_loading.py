@@ -36,6 +36,10 @@ def reshaped(name: str, *shape: int) -> Change:
     return lambda one: replace(one, shape=shape) if one.name == name else one
 
 
+def retyped(name: str, dtype: str) -> Change:
+    return lambda one: replace(one, dtype=dtype) if one.name == name else one
+
+
 def failure(found: ModelPrediction) -> tuple[str | None, str | None]:
     return found.error, found.error_tensor
 
@@ -126,14 +130,63 @@ def test_a_tower_of_step_without_a_tensor_is_not_missed_by_the_count(tmp_path: P
 
 def test_the_draft_of_omni_obeys_hf_quant_config_alone(tmp_path: Path) -> None:
     conflicting = predicted(plan("nemotron_h_omni", "conflict"), tmp_path / "x")
-    assert conflicting.target.verdict is Verdict.UNKNOWN
-    assert conflicting.draft.verdict is Verdict.LOADS
+    assert (conflicting.target.verdict, conflicting.draft.verdict) == (Verdict.LOADS, Verdict.LOADS)
     packed = predicted(plan("nemotron_h_omni", "nothing-excluded"), tmp_path / "y").draft
     assert packed.error is not None
     assert packed.error_tensor == "language_model.mtp.layers.0.eh_proj.weight"
     alone = predicted(plan("nemotron_h_omni", "config-only"), tmp_path / "z").draft
     assert alone.verdict is Verdict.LOADS
     assert {one.format.plain for one in alone.built} == {True}
+
+
+def test_the_wrapper_of_omni_refuses_names_that_belong_to_none_of_its_parts(tmp_path: Path) -> None:
+    block = "vision_model.radio_model.model.blocks.0"
+    for old, new, said in (
+        ("language_model.mtp.layers.0.eh_proj.weight", "mtp.w", "ValueError: Unexpected Nemotron-H Omni weight: mtp.w"),
+        ("mlp1.1.weight", "mlp1.1.w", "KeyError: '1.w'"),
+        (
+            "vision_projector.vision_final_layernorm.bias",
+            "vision_projector.vision_final_layernorm.w",
+            "ValueError: Unexpected vision projector weight: vision_projector.vision_final_layernorm.w",
+        ),
+    ):
+        found = predicted(changed("nemotron_h_omni", renamed(old, new)), tmp_path / new)
+        assert failure(found.target) == (said, new)
+    planned = changed("nemotron_h_omni", reshaped(f"{block}.attn.qkv.weight", 384, 384))
+    assert failure(predicted(planned, tmp_path / "short").target) == (
+        "RuntimeError: start (384) + length (384) exceeds dimension size (384).",
+        f"{block}.attn.qkv.weight",
+    )
+    for name in (f"{block}.attn.qkv.weight", f"{block}.norm1.weight", "language_model.backbone.norm_f.weight"):
+        found = predicted(changed("nemotron_h_omni", renamed(name, f"{name}s")), tmp_path / name)
+        assert (found.target.verdict, found.target.error) == (Verdict.SILENT, None)
+
+
+def test_the_assistant_of_gemma_drops_keys_and_values_and_needs_its_order_of_tokens(tmp_path: Path) -> None:
+    order = "masked_embedding.token_ordering"
+    found = predicted(changed("gemma4_assistant", renamed(order, "spare")), tmp_path / "order").draft
+    assert [(one.kind, one.module) for one in found.events if one.kind == "weight-missing"] == [
+        ("weight-missing", order)
+    ]
+    known = plan("gemma4_assistant", UNQUANTIZED)
+    keys = Tensor("model.layers.0.self_attn.k_proj.weight", "BF16", (32, 64))
+    found = predicted(replace(known, groups=((*known.groups[0], keys), *known.groups[1:])), tmp_path / "keys").draft
+    assert found.verdict is Verdict.LOADS
+    found = predicted(changed("gemma4_assistant", reshaped("model.embed_tokens.weight", 64, 64)), tmp_path / "x").draft
+    assert failure(found) == (
+        "AssertionError: Attempted to load weight (torch.Size([64, 64])) into parameter (torch.Size([256, 64]))",
+        "model.embed_tokens.weight",
+    )
+    uneven = predicted(plan("gemma4_assistant", UNQUANTIZED, numbers={"num_centroids": 24}), tmp_path / "uneven").draft
+    assert uneven.error == (
+        "ValueError: Frozen-KV MTP centroid head requires vocab_size to be a multiple of num_centroids "
+        "(vocab=256, num_centroids=24)."
+    )
+    packed = plan("gemma4_assistant", "branch-nvfp4")
+    silent = [
+        one.module for one in predicted(packed, tmp_path / "p").draft.events if one.kind == "scale-partly-written"
+    ]
+    assert silent == [f"model.layers.{index}.self_attn.q_proj" for index in range(2)]
 
 
 def test_ling_with_vision_counts_its_tower_and_routers_and_has_no_embedding_to_share(tmp_path: Path) -> None:
@@ -152,3 +205,145 @@ def test_ling_with_vision_counts_its_tower_and_routers_and_has_no_embedding_to_s
     name = "model.visual.blocks.0.attn.qkv.weight"
     found = predicted(changed("bailing_v3_vl_even", reshaped(name, 7, 9)), tmp_path / "qkv")
     assert failure(found.target) == ("RuntimeError: start (0) + length (64) exceeds dimension size (7).", name)
+
+
+def test_a_tensor_that_nobody_looks_for_does_no_harm(tmp_path: Path) -> None:
+    for family, name in (
+        ("deepseek_v3", "model.layers.2.mlp.gate.e_score_correction_bias"),
+        ("bailing_v2", "model.layers.2.mlp.experts.3.down_proj.weight"),
+    ):
+        found = predicted(changed(family, renamed(name, f"model.{name}")), tmp_path / family)
+        assert found.target.verdict is Verdict.LOADS
+        assert [one.kind for one in found.target.events] == ["unknown-tensor"]
+    assert found.draft.verdict is Verdict.SILENT
+
+
+def test_qwen3_next_rewrites_names_before_it_refuses_them(tmp_path: Path) -> None:
+    for old, said in (
+        ("mtp.norm.weight", "model.model.norm.weight"),
+        ("mtp.layers.0.self_attn.o_proj.weight", "model.model.layers.0.o_proj.weight"),
+        ("mtp.layers.0.mlp.experts.3.gate_proj.weight", "model.model.layers.0.mlp.experts.w13_weight"),
+    ):
+        found = predicted(changed("qwen3_next", renamed(old, f"model.{old}")), tmp_path / old).draft
+        assert failure(found) == (f"KeyError: '{said}'", f"model.{old}")
+
+
+def test_qwen3_next_asks_of_a_scale_without_place_that_it_is_one_number_and_that_one(tmp_path: Path) -> None:
+    def scale(name: str, *shape: int) -> Change:
+        return lambda one: replace(one, name=name, shape=shape) if one.name == "mtp.norm.weight" else one
+
+    name = "mtp.layers.0.mlp.gate.input_scale"
+    one = predicted(changed("qwen3_next", scale(name)), tmp_path / "one").draft
+    said = "AssertionError: Expected 1.0, got … in skipped model.layers.0.mlp.gate.input_scale"
+    assert failure(one) == (said, name)
+    name = "mtp.layers.0.mlp.gate.weight_scale"
+    many = predicted(changed("qwen3_next", scale(name, 4, 8)), tmp_path / "many").draft
+    assert failure(many) == ("RuntimeError: a Tensor with 32 elements cannot be converted to Scalar", name)
+
+
+def test_projections_of_the_delta_network_say_what_shape_they_want(tmp_path: Path) -> None:
+    name = "model.layers.0.linear_attn.in_proj_ba.weight"
+    planned = changed("qwen3_next", reshaped(name, 8, 64))
+    text = "Shape mismatch: param torch.Size([8, 128]) vs loaded torch.Size([8, 64])"
+    assert failure(predicted(planned, tmp_path / "x").target) == (f"AssertionError: {text}", name)
+    older = predicted(planned, tmp_path / "y", "0.5.9").target
+    assert failure(older) == ("AssertionError", name)
+
+
+def test_what_is_short_of_rows_is_cut_before_it_is_compared(tmp_path: Path) -> None:
+    for family, name, shape, error in (
+        (
+            "deepseek_v3",
+            "model.layers.2.self_attn.kv_b_proj.weight",
+            (1, 256, 64),
+            "RuntimeError: start (0) + length (256) exceeds dimension size (1).",
+        ),
+        (
+            "deepseek_v3",
+            "model.layers.2.self_attn.kv_b_proj.weight",
+            (),
+            "RuntimeError: narrow() cannot be applied to a 0-dim tensor.",
+        ),
+        (
+            "glm4_moe_lite",
+            "model.layers.2.self_attn.o_proj.weight",
+            (1, 128, 128),
+            "AssertionError: param_data.shape=torch.Size([128, 128]) loaded_weight.shape=torch.Size([1, 128, 128])",
+        ),
+        (
+            "bailing_v2_5",
+            "model.layers.2.mlp.shared_experts.down_proj.weight",
+            (64, 128),
+            "AssertionError: param_data.shape=torch.Size([128, 64]) loaded_weight.shape=torch.Size([64, 64])",
+        ),
+        (
+            "glm4_moe_lite",
+            "model.layers.2.mlp.shared_experts.gate_proj.weight",
+            (),
+            "IndexError: tuple index out of range",
+        ),
+    ):
+        found = predicted(changed(family, reshaped(name, *shape)), tmp_path / f"{family}{shape}{name}").draft
+        assert failure(found) == (error, name)
+
+
+def test_a_name_without_its_layers_number_is_refused_by_who_reads_one(tmp_path: Path) -> None:
+    known = plan("bailing_v3_even", UNQUANTIZED).config
+    name = f"model.layers.{known['num_hidden_layers']}.mlp.shared_experts.gate_proj.weight"
+    found = predicted(changed("bailing_v3_even", renamed(name, f"model.{name}")), tmp_path / "x")
+    said = "ValueError: invalid literal for int() with base 10: 'layers'"
+    assert (failure(found.target), failure(found.draft)) == ((said, f"model.{name}"),) * 2
+    name = "model.language_model.layers.2.self_attn.kv_b_proj.weight"
+    late = predicted(changed("glm5_next", renamed(name, name.removeprefix("model."))), tmp_path / "y")
+    assert failure(late.target) == ("ValueError: invalid literal for int() with base 10: 'self_attn'", None)
+    assert late.draft.verdict is Verdict.SILENT
+
+
+def test_the_draft_gets_the_targets_packed_head_without_scales(tmp_path: Path) -> None:
+    known = plan("deepseek_v3", "nothing-excluded")
+    assert known.hf_quant_config is not None
+    listed = known.hf_quant_config["quantization"]["exclude_modules"]
+    assert "lm_head" in listed
+    block = {"quantization": {**known.hf_quant_config["quantization"], "exclude_modules": listed}}
+    listed.remove("lm_head")
+    config = {**known.config, "quantization_config": {**known.config["quantization_config"], "ignore": listed}}
+    found = predicted(replace(known, config=config, hf_quant_config=block), tmp_path / "x")
+    assert [one.format.plain for one in found.target.built if one.prefix == "lm_head"] == [False]
+    assert [one.tensor for one in found.draft.events if one.kind == "scale-missing"] == ["lm_head.weight_scale"]
+
+
+def test_norms_that_the_configuration_asks_for_are_missed(tmp_path: Path) -> None:
+    name = "model.layers.2.self_attn.k_norm.weight"
+    draft = predicted(changed("glm4_moe", renamed(name, "spare")), tmp_path / "x").draft
+    assert draft.verdict is Verdict.SILENT
+    assert "model.layers.2.self_attn.k_norm" in [one.module for one in draft.events]
+
+
+def test_the_bias_of_hunyuans_experts_is_refused_without_a_word(tmp_path: Path) -> None:
+    name = "model.layers.2.mlp.expert_bias"
+    assert failure(predicted(changed("hy_v3", reshaped(name, 8)), tmp_path / "x").draft) == ("AssertionError", name)
+
+
+def test_what_dots_cannot_join_is_refused_at_the_last_part(tmp_path: Path) -> None:
+    planned = changed("dots3_note", retyped("model.layers.2.self_attn.kv_a_proj_with_mqa.weight", "F8_E4M3"))
+    draft = predicted(planned, tmp_path / "x").draft
+    assert draft.error is not None
+    assert draft.error.startswith("RuntimeError: Promotion for Float8 Types is not supported")
+    assert draft.error_tensor == "model.layers.2.self_attn.q_a_proj.weight"
+
+
+def test_a_part_is_missed_where_what_it_completes_is_there(tmp_path: Path) -> None:
+    for family, name in (
+        ("deepseek_v3", "model.layers.2.mlp.shared_experts.down_proj"),
+        ("deepseek_v3", "model.layers.2.mlp.gate.e_score_correction_bias"),
+        ("glm4_moe", "model.layers.2.mlp.gate.e_score_correction_bias"),
+        ("bailing_v2", "model.layers.2.mlp.gate.expert_bias"),
+        ("bailing_v2", "model.layers.2.attention.key_layernorm"),
+        ("glm_moe_dsa", "model.layers.2.self_attn.indexer.wq_b"),
+    ):
+        known = plan(family, UNQUANTIZED)
+        groups = zip(known.modules, known.groups, strict=True)
+        planned = replace(known, groups=tuple(() if one.name == name else group for one, group in groups))
+        draft = predicted(planned, tmp_path / f"{family}.{name}").draft
+        assert draft.verdict is Verdict.SILENT
+        assert [one.module for one in draft.events] == [name]

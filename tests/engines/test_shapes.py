@@ -35,6 +35,10 @@ NUMBERS = Numbers(
         ("2 * hidden_size, heads", (16, 3)),
         ("2 * hidden_size + heads * heads, 1, 4", (25, 1, 4)),
         ("vision.width * hidden_size", (40,)),
+        ("3 * hidden_size / 4 + 1, heads * heads / heads", (7, 3)),
+        ("hidden_size / heads", None),  # a rest
+        ("hidden_size / zero", None),
+        ("hidden_size / absent", None),
         ("hidden_size, absent", None),
         ("none", None),
         ("flag", None),
@@ -60,6 +64,11 @@ PUZZLE = {"hidden_size": 64, "moe_latent_size": 16, "moe_intermediate_size": 32,
 INKLING = {"hidden_size": 64, "n_routed_experts": 4, "n_shared_experts": 2, "intermediate_size": 32, "vocab_size": 90}
 LINEAR = {"hidden_size": 64, "linear_attn_config": {"head_dim": 16, "num_heads": 2}}
 SHARED = "model.layers.3.mlp.shared_experts.up_proj"
+COMPRESSED = {"head_dim": 64, "hidden_size": 96, "compress_ratios": [0, 4, 128, 8], "n_routed_experts": 6}
+COMPRESSED |= {"num_hash_layers": 2, "topk_method": "noaux_tc", "vocab_size": 90, "num_experts_per_tok": 3}
+COMPRESSED |= {"num_attention_heads": 8, "o_groups": 4, "o_lora_rank": 5}
+INDEXED = {"hidden_size": 64, "head_dim": 16, "num_attention_heads": 4, "indexer_n_heads": 3}
+GATED = {"hidden_size": 64, "q_lora_rank": 24, "kv_lora_rank": 40}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +111,27 @@ SHARED = "model.layers.3.mlp.shared_experts.up_proj"
             "weight",
             (32, 64),
         ),
+        ("DeepseekV4ForCausalLM", COMPRESSED, "layers.0.attn.compressor.ape", "", None),
+        ("DeepseekV4ForCausalLM", COMPRESSED, "layers.1.attn.compressor.ape", "", (4, 128)),
+        ("DeepseekV4ForCausalLM", COMPRESSED, "layers.1.attn.compressor.wkv", "weight", (128, 96)),
+        ("DeepseekV4ForCausalLM", COMPRESSED, "layers.2.attn.compressor.ape", "", (128, 64)),
+        ("DeepseekV4ForCausalLM", COMPRESSED, "layers.2.attn.compressor.wgate", "weight", (64, 96)),
+        ("DeepseekV4ForCausalLM", COMPRESSED, "layers.3.attn.compressor.wkv", "weight", None),  # no model has it
+        ("DeepseekV4ForCausalLM", COMPRESSED, "layers.1.ffn.gate.tid2eid", "", (90, 3)),
+        ("DeepseekV4ForCausalLM", COMPRESSED, "layers.1.ffn.gate", "bias", None),
+        ("DeepseekV4ForCausalLM", COMPRESSED, "layers.2.ffn.gate", "bias", (6,)),
+        ("DeepseekV4ForCausalLM", COMPRESSED | {"topk_method": "greedy"}, "layers.2.ffn.gate", "bias", None),
+        ("DeepseekV4ForCausalLM", COMPRESSED, "mtp.0.ffn.gate", "bias", (6,)),
+        ("DeepseekV4ForCausalLM", COMPRESSED, "mtp.0.attn.wo_a", "weight", (20, 128)),
+        ("DeepseekV4ForCausalLM", COMPRESSED | {"o_groups": 3}, "mtp.0.attn.wo_a", "weight", None),
+        ("Qwen4ExpForConditionalGeneration", INDEXED, "mtp.layers.0.self_attn.q_proj", "weight", (128, 64)),
+        (
+            "Qwen4ExpForConditionalGeneration",
+            INDEXED | {"indexer_n_heads": None},
+            "mtp.layers.0.self_attn.q_proj",
+            "weight",
+            None,
+        ),
     ],
 )
 def test_shapes_follow_the_branches_that_engines_take(
@@ -110,6 +140,16 @@ def test_shapes_follow_the_branches_that_engines_take(
     family = match(architecture)
     assert family is not None
     assert read_shapes(family, replace(NUMBERS, decoder=config, config=config), "vllm").of(module).get(suffix) == shape
+
+
+def test_the_gate_of_a_norm_is_as_wide_as_the_norm() -> None:
+    family = match("GigaChat35ForCausalLM")
+    assert family is not None
+    shapes = read_shapes(family, replace(NUMBERS, decoder=GATED, config=GATED), "sglang")
+    for norm, width in {"enorm": 64, "self_attn.q_a_layernorm": 24, "self_attn.kv_a_layernorm": 40}.items():
+        for names in ("projection", "lowrank"):
+            assert shapes.of(f"model.layers.2.{norm}.gate_up_{names}") == {"weight": (16, width)}
+            assert shapes.of(f"model.layers.2.{norm}.gate_down_{names}") == {"weight": (width, 16)}
 
 
 def test_a_layer_of_a_branch_that_counts_its_own_is_no_layer_of_the_per_layer_arrays() -> None:

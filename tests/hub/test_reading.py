@@ -743,7 +743,9 @@ def test_several_repositories_make_one_array_one_table_and_one_code(hub: Hub, fo
     code, out, _ = run("scan", NAME, "org/absent", str(folder), "-e", RELEASE[0])
     assert code == 2
     table = out[out.rindex("CHECKPOINT") :].splitlines()
-    assert [line.split()[0] for line in table[1:4]] == [NAME, "org/absent", str(folder)]
+    *names, last = [line.split()[0] for line in table[1:4]]
+    assert names == [NAME, "org/absent"]
+    assert last.endswith(folder.name)  # a long path is cut in its middle
     assert "loads" in table[1]
     assert "not read" in table[2]
     assert table[-1] == "3 checkpoints: 2 clean, 1 not or not wholly read."

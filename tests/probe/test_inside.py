@@ -99,7 +99,7 @@ from mtpfix.probe.inside.coverage import covers  # noqa: E402
 from mtpfix.probe.inside.hollow import Arena  # noqa: E402
 from mtpfix.probe.inside.sglang_leaves import one_thread  # noqa: E402
 from mtpfix.probe.inside.sglang_load import joined  # noqa: E402
-from mtpfix.probe.inside.watch import Watch, watch_writes  # noqa: E402
+from mtpfix.probe.inside.watch import Watch, mark_filled, watch_writes  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -234,6 +234,20 @@ def test_a_tensor_of_which_only_a_part_is_copied_is_called_misread(
                 for begin, end in parts:
                     model.weight.data[begin:end].copy_(tensor[begin:end])
     assert watch.misread == misread
+
+
+def test_a_tensor_that_the_engine_filled_up_with_zeros_is_called_misread() -> None:
+    watch, model = Watch(Arena(None)), torch.nn.Module()
+    with watch_writes(watch):
+        model.weight = torch.nn.Parameter(torch.empty(8, 2))
+        model.other = torch.nn.Parameter(torch.empty(8, 2))
+        watch.built(model)
+        for _, tensor in watch.tap([("weight", torch.ones(4, 2))]):
+            filled = torch.cat([tensor, torch.zeros(4, 2)])
+            model.weight.data.copy_(mark_filled(filled))
+            model.other.data.copy_(torch.ones(8, 2))
+        watch.measure()
+    assert watch.misread == {"weight": "filled with zeros where too little is stored"}
 
 
 def test_small_results_of_large_tensors_are_computed() -> None:

@@ -140,10 +140,10 @@ def test_only_one_model_can_be_asked_for(checkpoint: Path, tmp_path: Path) -> No
 
 def test_a_release_outside_the_known_range_is_compared_with_the_nearest(checkpoint: Path, tmp_path: Path) -> None:
     for version, nearest in (
-        ("0.99.0", "0.32.0"),
+        ("0.99.0", "0.33.0"),
         ("0.1.0", "0.11.2"),
         ("0.19.5.dev3+g1234", "0.19.1"),
-        ("odd", "0.32.0"),
+        ("odd", "0.33.0"),
     ):
         found = verify(checkpoint, engine_python=make(tmp_path, lines=[answer(vllm=version, draft=FAILED)]))
         assert (found.version, found.compared, found.exact) == (version, nearest, False)

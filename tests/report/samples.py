@@ -113,7 +113,7 @@ def clean() -> Report:
         family="qwen3_5",
         mtp=MtpSummary(1, present=True, tensors=1553, prefixes=("mtp.",)),
         stored={module: stored(module) for module in (*modules, "lm_head")},
-        engines=(engine(("0.20.2", "0.21.0", "0.32.0"), "vllm >=0.20.2", draft),),
+        engines=(engine(("0.20.2", "0.21.0", "0.33.0"), "vllm >=0.20.2", draft),),
         findings=(),
         complete=True,
     )
@@ -162,6 +162,6 @@ def failing() -> Report:
     engines = (
         engine(("0.18.1", "0.19.1"), "vllm <=0.19.1", old),
         engine(("0.20.2",), "vllm 0.20.2", between, confidence=Confidence.DERIVED),
-        engine(("0.21.0", "0.32.0"), "vllm >=0.21.0", report.engines[0].prediction.draft),
+        engine(("0.21.0", "0.33.0"), "vllm >=0.21.0", report.engines[0].prediction.draft),
     )
     return replace(report, engines=engines, findings=(finding(), finding(Severity.NOTE, "lm_head")))

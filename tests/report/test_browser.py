@@ -88,7 +88,7 @@ def press(browser: Any, *keys: str) -> None:
 
 def test_the_slider_moves_through_the_releases(browser: Any, tmp_path: Path) -> None:
     show(browser, html.render([samples.failing()]), tmp_path)
-    assert text(browser, ".slider output").startswith("vllm 0.32.0 (read): main model loads, MTP draft loads")
+    assert text(browser, ".slider output").startswith("vllm 0.33.0 (read): main model loads, MTP draft loads")
     assert count(browser, "td.crash") == 0
     run(browser, "document.querySelector('input[type=range]').focus()")
     press(browser, "HOME")
@@ -106,7 +106,7 @@ def test_cells_are_reached_by_mouse_and_by_keys(browser: Any, tmp_path: Path) ->
     show(browser, html.render([samples.failing()]), tmp_path)
     first, second = browser.find_elements("css selector", ".map td[data-cell]")[:2]
     first.click()
-    assert "down_proj: stored bf16 1,024 x 4,096; vllm 0.32.0 builds bf16, as stored." in text(browser, ".detail")
+    assert "down_proj: stored bf16 1,024 x 4,096; vllm 0.33.0 builds bf16, as stored." in text(browser, ".detail")
     press(browser, "ARROW_RIGHT")
     assert run(browser, "return document.activeElement === arguments[0]", second)
     assert "gate_proj: stored bf16" in text(browser, ".detail")

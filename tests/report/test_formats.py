@@ -224,7 +224,7 @@ def test_a_page_shows_every_module_of_the_branch_and_what_a_release_makes_of_it(
     crash, silent, ok = (data["outcomes"].index(word) for word in ("raises", "silently wrong", "as stored"))
     nvfp4, bf16 = data["formats"].index("nvfp4"), data["formats"].index("bf16")
     assert fc[3] == [16 * crash + nvfp4 + 1, 16 * silent + nvfp4 + 1, 16 * ok + bf16 + 1]
-    assert [step["version"] for step in data["steps"]] == ["0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.32.0"]
+    assert [step["version"] for step in data["steps"]] == ["0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.33.0"]
 
 
 def test_several_checkpoints_share_a_page() -> None:

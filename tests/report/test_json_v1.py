@@ -119,7 +119,7 @@ def test_a_module_without_tensors_or_without_a_place_is_null() -> None:
     report = replace(
         report,
         stored={"mtp.norm": samples.stored("mtp.norm")},
-        engines=(samples.engine(("0.32.0",), "vllm 0.32.0", draft),),
+        engines=(samples.engine(("0.33.0",), "vllm 0.33.0", draft),),
     )
     modules = documents(report)["engines"][0]["modules"]
     assert [(each["module"], each["stored"], each["built"]) for each in modules] == [
@@ -136,7 +136,7 @@ def test_the_same_report_gives_the_same_bytes() -> None:
 
 def test_engines_are_in_the_order_of_their_releases() -> None:
     versions = [engine["version"] for engine in documents(samples.failing())["engines"]]
-    assert versions == ["0.19.1", "0.20.2", "0.32.0"]
+    assert versions == ["0.19.1", "0.20.2", "0.33.0"]
 
 
 @pytest.mark.parametrize(("level", "code"), [(Severity.ERROR, 0), (Severity.WARNING, 1), (Severity.NOTE, 1), (None, 0)])

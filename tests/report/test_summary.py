@@ -33,16 +33,16 @@ def test_no_branch_at_all() -> None:
     report = replace(
         samples.clean(),
         mtp=MtpSummary(0, present=False, tensors=0),
-        engines=(samples.engine(("0.32.0",), "vllm 0.32.0", draft),),
+        engines=(samples.engine(("0.33.0",), "vllm 0.33.0", draft),),
     )
     assert (
-        verdict_text(report) == "MTP branch: none declared, none stored. vllm 0.32.0: main model loads, no MTP draft."
+        verdict_text(report) == "MTP branch: none declared, none stored. vllm 0.33.0: main model loads, no MTP draft."
     )
 
 
 def test_an_unknown_architecture_is_named() -> None:
     unknown = replace(samples.model("target", Verdict.UNKNOWN), reason="no family file knows it")
-    engines = (samples.engine(("0.32.0",), "vllm", replace(unknown, role="draft"), unknown),)
+    engines = (samples.engine(("0.33.0",), "vllm", replace(unknown, role="draft"), unknown),)
     report = replace(samples.clean(), family=None, architecture="OtherForCausalLM", engines=engines)
     assert (
         verdict_text(report) == "MTP branch: unknown, the architecture OtherForCausalLM is not one that mtpfix knows."
@@ -53,13 +53,13 @@ def test_releases_of_one_verdict_are_said_once_and_the_newest_first() -> None:
     report = samples.failing()
     loads = report.engines[2].prediction.draft
     rows = (
-        samples.engine(("0.17.1", "0.18.1"), "vllm <=0.18.1", loads),
+        samples.engine(("0.18.0", "0.18.1"), "vllm <=0.18.1", loads),
         samples.engine(("0.19.0",), "vllm 0.19.0", samples.model("draft", Verdict.FAILS, error="KeyError")),
-        samples.engine(("0.19.1", "0.20.2"), "vllm 0.19.1 - 0.20.2", loads),
+        samples.engine(("0.19.1", "0.20.0"), "vllm 0.19.1 - 0.20.0", loads),
     )
     text = verdict_text(replace(report, engines=rows))
     assert text.endswith(
-        "vllm 0.17.1 - 0.18.1, 0.19.1 - 0.20.2: main model and MTP draft load. "
+        "vllm 0.18.0 - 0.18.1, 0.19.1 - 0.20.0: main model and MTP draft load. "
         "vllm 0.19.0: main model loads, MTP draft fails to load."
     )
 

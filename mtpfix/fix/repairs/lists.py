@@ -8,7 +8,7 @@ from mtpfix.checkpoint.names import describe_names
 from mtpfix.fix.entries import allow, entries_title, find_entries, removals
 from mtpfix.fix.repairs.repair import Repair, Wishes, made
 from mtpfix.fix.trial import Trial, modules_of
-from mtpfix.rules.context import ROLES
+from mtpfix.model import ROLES
 
 
 def list_plain(trial: Trial, wishes: Wishes) -> Iterator[Repair]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from mtpfix.checkpoint.conventions import CONVENTIONS, written_input_scale
 from mtpfix.checkpoint.names import describe_names
 from mtpfix.fix.entries import block_path, edited_blocks
 from mtpfix.fix.inputs import input_scale_of
 from mtpfix.fix.operations import AddScale, Operation, ShareScale, set_value
-from mtpfix.fix.preview import scale_names
 from mtpfix.fix.repairs.formats import NVFP4
 from mtpfix.fix.repairs.repair import DERIVED, Repair, Wishes, made
 from mtpfix.fix.trial import Trial
-from mtpfix.model import Declaration, Dialect, Format
+from mtpfix.model import Declaration, Format
 from mtpfix.rules.scales import differing_groups
 
 
@@ -54,7 +54,7 @@ def _groups_without_inputs(block: Declaration) -> Iterator[Operation]:
 
 def without_input_scale(trial: Trial) -> list[str]:
     """Return the modules of which an engine misses the scale of their inputs."""
-    names = ("input_scale", "input_global_scale")
+    names = tuple(each.input_scale for each in CONVENTIONS.values())
     found = trial.occurrences(["scale-missing"])
     return list(dict.fromkeys(one.event.module for one in found if one.event.tensor.endswith(names)))
 
@@ -76,8 +76,8 @@ def _input_scales(trial: Trial, modules: Sequence[str], wishes: Wishes) -> Itera
         item = stored.get(name)
         if value is None or item is None or item.format not in NVFP4:
             continue
-        suffix = scale_names(item.dialect)[2]
-        yield AddScale(name, suffix, 1 / value if item.dialect is Dialect.COMPRESSED_TENSORS else value)
+        suffix = CONVENTIONS[item.dialect].input_scale
+        yield AddScale(name, suffix, written_input_scale(value, item.dialect))
 
 
 def declare_inputs(trial: Trial, wishes: Wishes) -> Iterator[Repair]:

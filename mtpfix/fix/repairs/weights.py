@@ -16,7 +16,7 @@ from mtpfix.fix.repairs.files import full_names
 from mtpfix.fix.repairs.formats import NVFP4, packable, restorable
 from mtpfix.fix.repairs.repair import DERIVED, Repair, Wishes, made
 from mtpfix.fix.repairs.scales import without_input_scale
-from mtpfix.fix.stacks import stacked_name, unstacked
+from mtpfix.fix.stacks import packed_dialect, stacked_name, unstacked
 from mtpfix.fix.trial import Trial, modules_of
 from mtpfix.model import Dialect, Format
 
@@ -156,6 +156,8 @@ def _built_as(trial: Trial, group: Sequence[str]) -> tuple[Dialect, bool]:
     """Return whose names a module's scales need, and whether any judged release quantizes its inputs."""
     methods = {block.method for block in edited_blocks(trial.context.checkpoint)}
     dialect = Dialect.COMPRESSED_TENSORS if "compressed-tensors" in methods else Dialect.MODELOPT
+    if (family := trial.context.subject.family) is not None:
+        dialect = packed_dialect(family.table, group[0], dialect)
     mine = [built for _, _, built in trial.built() if not set(group).isdisjoint(built.modules)]
     return dialect, any(built.format is not Format.NVFP4_A16 for built in mine)
 

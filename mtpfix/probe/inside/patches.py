@@ -16,10 +16,10 @@ PATCHES: list[str] = []
 
 
 def try_import(name: str) -> ModuleType | None:
-    """Return a module, or None where this release does not have it."""
+    """Return a module, or None where this release does not have it, or a library that it loads is not there."""
     try:
         return importlib.import_module(name)
-    except ImportError:
+    except (ImportError, OSError):
         return None
 
 
@@ -94,9 +94,9 @@ def declare_torchvision() -> Any:
     """Declare the two operators that torchvision's Python asks for; its compiled part may want another torch."""
     import contextlib
 
-    from torch.library import Library
+    from torch import library
 
-    operators = Library("torchvision", "FRAGMENT")
+    operators = library.Library("torchvision", "FRAGMENT")
     for schema in (
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

@@ -21,7 +21,7 @@ from .surroundings import end_with_parent, refuse_network, set_environment
 def run(name: str, arguments: list[str]) -> None:
     """Answer for each checkpoint, one JSON object a line; `name` is the module beside this one that knows the engine.
 
-    That module has `ENVIRONMENT` (what the engine reads from it), `prepare(options)` (imports the engine and replaces
+    That module has `ENVIRONMENT` (what the engine reads from it), `prepare()` (imports the engine and replaces
     what needs a GPU; returns its version and the versions of what it stands on) and `load(checkpoint, options)`.
     """
     parser = argparse.ArgumentParser(description=run.__doc__)
@@ -68,7 +68,7 @@ def run(name: str, arguments: list[str]) -> None:
         set_environment(engine.ENVIRONMENT)
         try:
             refuse_network()
-            versions = engine.prepare(options)
+            versions = engine.prepare()
         except BaseException as error:  # noqa: BLE001 - a broken installation raises anything, SystemExit too
             traceback.print_exc()
             out.write(json.dumps({"broken_engine": f"{type(error).__name__}: {error}"}) + "\n")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -23,7 +24,7 @@ from typing import Any
 
 from .absent import Anything, stand_in, stand_in_with_kinds
 from .patches import declare_torchvision, imported, note, swap, try_import
-from .watch import Watch, marked
+from .watch import Watch, mark_filled, marked
 
 ABSENT = ("orjson", "IPython")
 KERNELS = "sgl_kernel"
@@ -69,8 +70,23 @@ def replace_leaves() -> None:
     replace_leaves_of_attention()
     importlib.import_module("sglang.srt.models.registry")
     stand_in_for_casts()
+    tell_padding()
     for module in imported("sglang.srt.models"):
         swap(module, "_require_cuda", lambda *_, **__: None, "there is no GPU")
+
+
+def tell_padding() -> None:
+    """Let the engine say of a tensor that it fills up with zeros, because too little is stored, that it did."""
+    name = "pad_or_narrow_weight"
+    for module in imported("sglang.srt.layers"):
+        pad = getattr(module, name, None)
+        if pad is not None and not hasattr(pad, "__wrapped__"):
+
+            @functools.wraps(pad)
+            def padded(*given: Any, pad: Any = pad, **named: Any) -> Any:
+                return mark_filled(pad(*given, **named))
+
+            swap(module, name, padded, "what it fills up with zeros is noted")
 
 
 def stand_in_for_casts() -> None:

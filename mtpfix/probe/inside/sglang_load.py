@@ -14,6 +14,7 @@ import importlib
 import inspect
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,28 @@ ENVIRONMENT = {
 MADE_LATER = ("_blockscale_swizzled", "_scale_swizzled")
 """Parameters that are worked out from others after loading."""
 
+GEMMA_DRAFTS = ("Gemma4AssistantForCausalLM", "Gemma4UnifiedAssistantForCausalLM")
+"""Classes that read keys and values from the main model's cache, and drop those that their own layers compute."""
+
 NEVER_READ = {
     "GlmOcrForConditionalGeneration": (
         "visual.embeddings.position_embedding.weight",
         "visual.post_conv_layernorm.weight",
     ),
+    "NemotronH_Omni_Reasoning_V3": (".ls1", ".ls2"),
+    **dict.fromkeys(GEMMA_DRAFTS, ("self_attn.k_norm.weight",)),
 }
-"""Parameters that a class inherits and never computes with, by its name: that they stay unwritten harms nothing."""
+"""Endings of parameters that a class inherits and never computes with, or that are ones where nothing is stored."""
+
+REORDERS = "_reorder_embedding_to_centroid_order"
+"""A method that puts the rows of a head, stored or not, into another order when all tensors were copied."""
+
+BUFFERS = dict.fromkeys(GEMMA_DRAFTS, ("token_ordering",))
+"""Buffers that a class fills from the checkpoint, and computes wrong numbers with where nothing is stored for them."""
 
 
-def prepare(options: Any) -> dict[str, str]:
+def prepare() -> dict[str, str]:
     """Import SGLang and replace what needs a GPU; return the versions that answers come from."""
-    del options
     replace_leaves()
     import torch
     import transformers
@@ -116,7 +127,8 @@ def load_model(checkpoint: str, watch: Watch, *, draft: bool, index: int | None 
     default = engine.DefaultModelLoader(loading)
     with watch_writes(watch), torch.device("cpu"):
         model = construct(engine, configuration, loading, watch)
-    watch.built(model)
+    watch.built(model, BUFFERS.get(type(model).__name__, ()))
+    watch.padding = dropped_rows(model)
     if skip:
         return model
     if hasattr(model, "post_load_weights"):
@@ -125,6 +137,8 @@ def load_model(checkpoint: str, watch: Watch, *, draft: bool, index: int | None 
     for name in [one for one in dir(model) if re.fullmatch(r"_prewarm_\w+", one)]:
         setattr(model, name, lambda *_, **__: None)
         note(name, "no kernel is compiled")
+    if hasattr(model, REORDERS):
+        setattr(model, REORDERS, unwatched(getattr(model, REORDERS), watch))
     try:
         with one_thread(watch), watch_writes(watch):
             model.load_weights(watch.tap(default._get_all_weights(configuration, model)))
@@ -134,9 +148,36 @@ def load_model(checkpoint: str, watch: Watch, *, draft: bool, index: int | None 
     finally:
         watch.measure()
         unread = NEVER_READ.get(type(model).__name__, ())
-        forget(watch, {name for name in watch.shapes if name.endswith(MADE_LATER) or name in unread})
+        forget(watch, {name for name in watch.shapes if name.endswith((*MADE_LATER, *unread))})
     watch.phase = "share"
     return model
+
+
+def unwatched(method: Callable[[], object], watch: Watch) -> Callable[[], None]:
+    """Return a method whose writes into parameters do not count as anything loaded."""
+
+    def call() -> None:
+        known = {pointer: set(regions) for pointer, regions in watch.regions.items()}
+        try:
+            method()
+        finally:
+            watch.regions = known
+
+    return call
+
+
+def dropped_rows(model: Any) -> dict[str, int]:
+    """Return, by parameter, how many of its last rows make keys and values that the class drops."""
+    if type(model).__name__ not in GEMMA_DRAFTS:
+        return {}
+    found = {}
+    for name, parameter in model.named_parameters():
+        above, found_there, _ = name.rpartition(".qkv_proj.")
+        if found_there and parameter.dim() > 1:
+            attention = model.get_submodule(above)
+            whole = attention.q_size + 2 * attention.kv_size
+            found[name] = parameter.shape[0] * 2 * attention.kv_size // whole
+    return found
 
 
 def construct(engine: Any, configuration: Any, loading: Any, watch: Watch) -> Any:
@@ -184,7 +225,7 @@ def replaced(model: Any, watch: Watch) -> set[str]:
 
     Scales beside a weight that became one of 16 bits count as well: the engine passes over them from then on.
     """
-    now = dict(model.named_parameters())
+    now = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     moved = {
         name
         for name, parameter in watch.shapes.items()

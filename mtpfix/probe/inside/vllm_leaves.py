@@ -253,7 +253,7 @@ def fails_to_import(name: str) -> bool:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         return not f"{name}.".startswith(f"{error.name}.")
-    except (ImportError, AttributeError):  # the latter where it asks a compiler that it took for there
+    except (ImportError, OSError, AttributeError):  # the last where it asks a compiler that it took for there
         return True
     return False
 

@@ -37,9 +37,8 @@ ENVIRONMENT = {
 }
 
 
-def prepare(options: Any) -> dict[str, str]:
+def prepare() -> dict[str, str]:
     """Import vLLM and replace what needs a GPU; return the versions that answers come from."""
-    del options
     engine = importlib.import_module("vllm")
     version = str(engine.__version__)  # an installation without it is broken, and says so here
     replace_leaves()
@@ -193,17 +192,23 @@ def engine_configuration(
     return arguments.create_engine_config()
 
 
-def start_distributed(ranks: int) -> None:
+def start_distributed(ranks: int, configuration: Any) -> None:
     """Form a group of one, as every worker of the engine does before it loads; it takes itself for the first of many.
 
-    Nothing is communicated while a model is built and loaded, so that one process sees what the first rank sees.
+    Nothing is communicated while a model is built and loaded, so that one process sees what the first rank sees. The
+    group for tables of n-grams, which would have to be made of so many processes, is then the same as that for tensors.
     """
     from vllm.distributed import parallel_state
 
     with tempfile.NamedTemporaryFile(delete=False) as file:
         method = f"file://{file.name}"
     parallel_state.init_distributed_environment(1, 0, method, 0, "gloo")
+    tables = getattr(configuration, "engram_config", None)
+    if tables is not None and ranks > 1:
+        configuration.engram_config = None
     parallel_state.initialize_model_parallel(1, 1)
+    if tables is not None:
+        configuration.engram_config = tables
     if ranks > 1:
         parallel_state.get_tp_group().world_size = ranks
         note("the tensor-parallel group", f"said to be of {ranks} ranks, this process is its first")
@@ -314,7 +319,7 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
     stand_in_for_tokenizer(architectures)
     runner = options.runner or runner_for(configuration)
     with set_current_vllm_config(configuration):
-        start_distributed(options.ranks)
+        start_distributed(options.ranks, configuration)
         for lists in quantizations(configuration, alone=alone):
             hooks.listen(lists)
         target = hooks.watch

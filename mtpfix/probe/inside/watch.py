@@ -68,6 +68,12 @@ def mark(weight: Any, name: str) -> None:
         weight.name_in_file = name
 
 
+def mark_filled(weight: Any) -> Any:
+    """Write on a tensor, and return it, that zeros were put where the file had too little."""
+    weight.filled_with_zeros = True
+    return weight
+
+
 def marked(values: Iterable[Any]) -> str | None:
     """Return the name of the first tensor among some values that bears one."""
     import torch
@@ -138,15 +144,17 @@ class Watch:
         self.partial: list[str] = []
         self.given: Given | None = None
 
-    def built(self, model: Any) -> None:
-        """Take stock of a model whose weights are not loaded yet."""
+    def built(self, model: Any, buffers: Iterable[str] = ()) -> None:
+        """Take stock of a model whose weights are not loaded yet; `buffers` are watched as parameters are."""
         self.phase, self.model = "load", model
-        for name, parameter in model.named_parameters():
+        own = ((name, buffer) for name, buffer in model.named_buffers() if name in buffers)
+        for name, parameter in (*model.named_parameters(), *own):
             self.storages[parameter.untyped_storage().data_ptr()] = name
             self.shapes[name] = parameter
             if floored(parameter):
                 self.floored.add(name)
-            self.owners[name] = model.get_submodule(name.rpartition(".")[0])
+            above = name.rpartition(".")[0]
+            self.owners[name] = model.get_submodule(above) if above else model
         for path, module in model.named_modules():
             found = describe(path, module, self.asked.get(id(module), (None, None))[1])
             if found is not None:
@@ -187,6 +195,8 @@ class Watch:
             self.seen[self.tensor] = True
         if self.given is not None and source is not None:
             self.given.read(source, name)
+        if getattr(source, "filled_with_zeros", False):
+            self.misread[name] = "filled with zeros where too little is stored"
         if name.endswith("_qzeros") and hasattr(self.owners[name], "w13_qweight"):
             return  # symmetric experts have the zero points of their type, and read none
         if hasattr(source, "dtype") and kind_of(source.dtype) != kind_of(target.dtype):
