@@ -199,7 +199,7 @@ def _modules(
                 continue
             places = _places(entry, root, names)
             block = entry.get("completes")
-            required = bool(entry.get("required")) or ("when" in entry and block is None)
+            required = _applies(entry.get("required"), numbers, index) or ("when" in entry and block is None)
             required = required or any(names.holds(_at(root, name)) for name in block or ())
             if not required and not any(place.module in names.stored for place in places):
                 continue
@@ -219,7 +219,7 @@ def _modules(
                 shared=bool(entry.get("shared")),
                 shares_weight=entry.get("shared") in ("weight", "packed"),
                 shares_packed=entry.get("shared") == "packed",
-                optional=bool(entry.get("optional")),
+                optional=_applies(entry.get("optional"), numbers, index),
                 required=required,
                 source=str(entry.get("source", "")),
                 index=index,
@@ -315,6 +315,11 @@ def _expert_places(entry: Table, root: str, names: Names) -> Iterator[Place]:
         yield from stored[slot] or ([] if covered else options[slot][:1])
 
 
+def _applies(fact: bool | Condition | None, numbers: Numbers, index: int | None) -> bool:
+    """Return whether a fact holds that data gives as true, as false, or as a condition."""
+    return fact if isinstance(fact, bool) else fact is not None and holds(fact, numbers, index)
+
+
 def _is_plain(condition: Table | None, numbers: Numbers, index: int | None) -> bool:
     return condition is not None and holds(condition, numbers, index)
 
@@ -342,7 +347,7 @@ def holds(condition: Condition | None, numbers: Numbers, index: int | None) -> b
         whole = numbers.value(condition["of"]) if "of" in condition else numbers.layers
         return _divides(value, whole) is condition["divides"]
     if "among" in condition:
-        return value in condition["among"]
+        return _at_layer(value, index) in condition["among"]
     if "numbered" in condition:
         numbered = isinstance(value, list) and index is not None and index + 1 in value
         return numbered is condition["numbered"]
@@ -354,10 +359,14 @@ def holds(condition: Condition | None, numbers: Numbers, index: int | None) -> b
         if not isinstance(value, int) or index is None:
             return bool(condition["layer"] == "below")
         return (index >= value) is (condition["layer"] == "at_least")
-    expected = condition.get("equals", condition.get("char"))
-    if isinstance(value, (list, str)):
-        return index is not None and index < len(value) and bool(value[index] == expected)
-    return bool(value == expected)
+    return bool(_at_layer(value, index) == condition["equals"])
+
+
+def _at_layer(value: Any, index: int | None) -> Any:
+    """Return an array's entry for a layer, None where it has none; what is no array as it is."""
+    if not isinstance(value, list):
+        return value
+    return value[index] if index is not None and index < len(value) else None
 
 
 def _divides(size: Any, whole: Any) -> bool:

@@ -6,6 +6,7 @@ against the engines' own code elsewhere.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -178,7 +179,7 @@ def _check_block(family: Family, block: Table, engine: Engine, where: str) -> It
 def _check_listing(entries: Sequence[Table], releases: Sequence[str], engine: Engine, where: str) -> Iterator[str]:
     by_name: dict[str, list[Table]] = {}
     for entry in entries:
-        key = f"{entry['name']} {sorted(entry.get('when', {}).items())} {entry.get('from', '')}"
+        key = f"{entry['name']} {json.dumps(entry.get('when'), sort_keys=True)} {entry.get('from', '')}"
         by_name.setdefault(key, []).append({"versions": "*", **entry})
         yield from _sources([entry], engine, f"{where}: {entry['name']}")
     for name, same in by_name.items():

@@ -183,7 +183,9 @@ def _predict_role(
     if engine.name not in family.table:
         return _unpredicted(role, f"what {engine.title} does with {family.title} is not known here"), None
     if not blocks:
-        return _unpredicted(role, f"{engine.title} has no class for {subject.architecture} there"), None
+        return _unpredicted(
+            role, f"{engine.title} has no class for {subject.architecture} there that is known here"
+        ), None
     if beside:
         return _unpredicted(role, "the main model is a checkpoint of its own", Verdict.ABSENT), None
     block = blocks[0]
@@ -406,7 +408,7 @@ def _simulate(
     events += judge_unplaced(subject, blueprint, modules, loader)
     events += judge_absent_shards(subject, engine, version, role)
     events += judge_absent_layers(blueprint, loader, numbers)
-    events += judge_unwritten(events, loader, resolved.method or "", numbers)
+    events += judge_unwritten(events, modules, loader, resolved.method or "", numbers)
     if resolved.method is None:
         events += judge_unquantized(events, modules, engine, version)
     judged = _verdict(role, tuple(built), events)

@@ -6,7 +6,7 @@ Knows what a release does about each. Which modules there are, and what becomes 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
 
@@ -146,13 +146,7 @@ def judge_unquantized(
 ) -> Iterator[Event]:
     """Yield what an engine raises for parameters without a tensor where the model counts as unquantized."""
     fact, source = engine.fact("missing_parameters_unquantized", version)
-    missing = {event.module for event in events if event.kind == "weight-missing"}
-    begun = {  # another part was copied into the same parameter
-        place.module
-        for module in modules
-        for place in module.planned.places
-        if module.planned.layer == "experts" or not missing.issuperset(one.module for one in module.planned.places)
-    }
+    begun = _begun({event.module for event in events if event.kind == "weight-missing"}, modules)
     passed = _with_method(modules, fact.get("counted") if fact else None)
     absent = (event for event in events if event.kind == "layer-absent")
     unwritten = (event for event in events if event.kind == "weight-missing")
@@ -162,6 +156,16 @@ def judge_unquantized(
         text = str(fact["text"]).replace("{names}", "{…}")
         order = (COMPLETE, "~~", "")
         yield Event(first.kind, Outcome.CRASH, first.module, "", fact["does"], text, (source,), order)
+
+
+def _begun(missing: Collection[str], modules: Sequence[Module]) -> frozenset[str]:
+    """Return the names whose parameter another part was copied into, so that nobody finds it missing."""
+    return frozenset(
+        place.module
+        for module in modules
+        for place in module.planned.places
+        if module.planned.layer == "experts" or not all(one.module in missing for one in module.planned.places)
+    )
 
 
 def _with_method(modules: Sequence[Module], counted: Sequence[str] | None) -> frozenset[str]:
@@ -199,7 +203,9 @@ def judge_absent_layers(blueprint: Blueprint, loader: Loader, numbers: Numbers) 
         )
 
 
-def judge_unwritten(events: Sequence[Event], loader: Loader, method: str, numbers: Numbers) -> Iterator[Event]:
+def judge_unwritten(
+    events: Sequence[Event], modules: Sequence[Module], loader: Loader, method: str, numbers: Numbers
+) -> Iterator[Event]:
     """Yield what a loader that counts its parameters raises where one stayed unwritten."""
     fact = loader.incomplete
     if fact["does"] == "silent" or (method and fact.get("unquantized")):
@@ -211,9 +217,11 @@ def judge_unwritten(events: Sequence[Event], loader: Loader, method: str, number
         order = (COMPLETE, "", "")
         yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, (fact.get("source", ""),), order)
         return
+    silent = [event for event in events if event.outcome is Outcome.SILENT and event.order[0] == COMPLETE]
+    begun = _begun({event.module for event in silent}, [one for one in modules if one.planned.layer != "experts"])
     for row in fact.get("of", (fact,)):
-        silent = (event for event in events if event.outcome is Outcome.SILENT and event.order[0] == COMPLETE)
-        first = next((event for event in silent if re.search(row.get("names", ""), event.module)), None)
+        counted = (event for event in silent if event.module not in begun)
+        first = next((event for event in counted if re.search(row.get("names", ""), event.module)), None)
         if first is not None:
             text = str(row.get("text", "")).replace("{name}", "…")  # the engine names one of a set, at random
             because = (*first.because, fact.get("source", ""))

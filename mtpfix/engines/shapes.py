@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import inf
 from typing import Any
 
 from mtpfix.checkpoint.names import split_name
@@ -89,7 +91,7 @@ def evaluate(formula: str, numbers: Numbers) -> Shape | None:
 
     Dimensions are parted by commas, terms by `+`, factors by `*`, and divisors follow a `/`; each is an integer or a
     key of the decoder's configuration, else of the whole one (`outer.inner` is a key inside an object). None, too,
-    where a division leaves a rest.
+    where a product is no whole number.
     """
     shape = []
     for dimension in formula.split(","):
@@ -105,7 +107,7 @@ def evaluate(formula: str, numbers: Numbers) -> Shape | None:
 
 def _product(term: str, numbers: Numbers) -> int | None:
     factors, *divisors = term.split("/")
-    product = 1
+    product = Fraction(1)
     for factor in factors.split("*"):
         value = _value(factor.strip(), numbers)
         if value is None:
@@ -113,15 +115,16 @@ def _product(term: str, numbers: Numbers) -> int | None:
         product *= value
     for divisor in divisors:
         value = _value(divisor.strip(), numbers)
-        if value is None or product % value:
+        if value is None:
             return None
-        product //= value
-    return product
+        product /= value
+    return product.numerator if product.denominator == 1 else None
 
 
-def _value(factor: str, numbers: Numbers) -> int | None:
+def _value(factor: str, numbers: Numbers) -> Fraction | None:
     if factor.isdigit():
-        return int(factor)
+        return Fraction(factor)
     place = numbers.decoder if factor.partition(".")[0] in numbers.decoder else numbers.config
     value: Any = value_of(place, factor)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < inf
+    return Fraction(value) if usable else None

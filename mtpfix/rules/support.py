@@ -87,7 +87,7 @@ def engine_cannot_build(context: Context, this: Rule) -> Iterator[Finding]:
 
 @rule("MTP603", "release-without-class", Severity.NOTE)
 def release_without_class(context: Context, this: Rule) -> Iterator[Finding]:
-    """The engine release has no class for this architecture, or reads its quantization in a way not known here.
+    """No class of the engine release is known for this architecture, or not how it reads the quantization.
 
     What such a release does is not predicted: it may refuse the model, or fall back to a generic implementation. Where
     it has a class whose loader is not described here for all tensors, `mtpfix verify` asks one that is installed.

@@ -3,15 +3,17 @@
     python -m tests.conformance.random_checkpoints vllm-0.32.0 --family qwen3_5 --cases 40 --seed 1
 
 With `--sizes` a case is an unquantized checkpoint in which every size of the configuration has a value of its own
-(`sizes.py`). Otherwise a case is one tiny checkpoint of a family with one to three changes that no variant has:
-modules stored in another format, entries of lists added, removed or altered in one file or both, tensors dropped,
-renamed, or of another dtype or shape. Every difference between what the release did and what was predicted is written
-with the changes that led to it; the same seed makes the same cases.
+(`sizes.py`). With `--without-each` each case lacks another module of the checkpoint as published, and no two lack the
+same (of experts, only those of the first). Otherwise a case is one tiny checkpoint of a family with one to three
+changes that no variant has: modules stored in another format, entries of lists added, removed or altered in one file or
+both, tensors dropped, renamed, or of another dtype or shape. Every difference between what the release did and what was
+predicted is written with the changes that led to it; the same seed makes the same cases.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -45,6 +47,7 @@ STARTS = (
 )
 FORMATS = (None, "NVFP4", "FP8", "FP8_BLOCK")
 DTYPES = ("BF16", "F32", "F16", "F8_E4M3", "U8")
+LATER_EXPERT = re.compile(r"\.experts\.[1-9]")
 LISTS = (("quantization_config", "ignore"), ("quantization", "exclude_modules"))
 
 
@@ -177,6 +180,20 @@ def _altered(entry: str, random: Random) -> str:
     )
 
 
+def lacking_cases(family: str) -> list[Case]:
+    """Return the checkpoint of a family as published once for each of its modules, without that module."""
+    planned = plan(family, "published")
+    return [
+        Case(_with_groups(planned, number), (f"{module.name} dropped",))
+        for number, (module, group) in enumerate(zip(planned.modules, planned.groups, strict=True))
+        if group and not LATER_EXPERT.search(module.name)
+    ]
+
+
+def _with_groups(planned: Plan, without: int) -> Plan:
+    return replace(planned, groups=(*planned.groups[:without], (), *planned.groups[without + 1 :]))
+
+
 def _drop(planned: Plan, random: Random) -> tuple[Plan, str]:
     """Drop a tensor, or rename it."""
     tensor = _tensor(planned, random)
@@ -229,7 +246,7 @@ def compare(release: str, made: Sequence[Case], folder: Path) -> Iterator[tuple[
         write(places[-1], one.planned)
     for one, place, answer in zip(made, places, ask(release, places), strict=True):
         if "broken" in answer or "unsupported" in answer:
-            yield one, [f"not asked: {answer}"]
+            yield one, [f"not asked: {answer.get('broken') or answer['unsupported']}"]
             continue
         prediction = predict(Subject(open_checkpoint(place)), engine, version)
         wrong = []
@@ -253,12 +270,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--change", action="append", choices=sorted(CHANGES), help="only changes of this kind")
     parser.add_argument("--sizes", action="store_true", help="undamaged checkpoints whose sizes all differ, instead")
+    parser.add_argument("--without-each", action="store_true", help="lack one module after the other, instead")
     options = parser.parse_args()
     bad = count = 0
     for release in options.releases:
         for family in options.family or FAMILIES:
             if options.sizes:
                 made = sized_cases(family, options.seed, options.cases)
+            elif options.without_each:
+                made = lacking_cases(family)
             else:
                 made = cases(family, options.seed, options.cases, options.change or ())
             with tempfile.TemporaryDirectory() as folder:

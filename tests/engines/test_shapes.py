@@ -23,7 +23,15 @@ NUMBERS = Numbers(
     layers=2,
     mtp=1,
     declared=True,
-    decoder={"hidden_size": 8, "heads": 3, "none": None, "flag": True, "zero": 0},
+    decoder={
+        "hidden_size": 8,
+        "heads": 3,
+        "none": None,
+        "flag": True,
+        "zero": 0,
+        "ratio": 2.5,
+        "endless": float("inf"),
+    },
     config={"vision": {"width": 5}},
 )
 
@@ -36,6 +44,9 @@ NUMBERS = Numbers(
         ("2 * hidden_size + heads * heads, 1, 4", (25, 1, 4)),
         ("vision.width * hidden_size", (40,)),
         ("3 * hidden_size / 4 + 1, heads * heads / heads", (7, 3)),
+        ("ratio * hidden_size", (20,)),
+        ("ratio * heads", None),
+        ("endless * heads", None),
         ("hidden_size / heads", None),  # a rest
         ("hidden_size / zero", None),
         ("hidden_size / absent", None),
