@@ -88,7 +88,10 @@ def _stopped(item: Stored, suffix: str, name: str, loader: Loader) -> Event | No
     path = name
     for level in loader.levels:
         mapper = loader.mappers.get(level.get("renames", ""))
-        path = (mapper.map(path) or path) if mapper is not None else path
+        renamed = mapper.map(path) if mapper is not None else path
+        if renamed is None:  # dropped before any class looks at it
+            return None
+        path = renamed
         if "number" in level:
             if (raised := _unnumbered(item, suffix, path, level, loader)) is not None:
                 return raised
