@@ -20,8 +20,8 @@ from mtpfix.families import Family
 SOURCE = re.compile(r"[\w./-]+\.py:\d+@\d+\.\d+(\.\w+)*")
 
 FAMILY_KEYS = {
-    "name", "title", "architectures", "registered", "verified", "gptq", "served", "text", "numbers", "disk", "mappers",
-    "modules", "beside", "options", "shapes",
+    "name", "title", "architectures", "registered", "verified", "gptq", "gptq_for", "served", "text", "numbers", "disk",
+    "mappers", "modules", "beside", "options", "shapes",
 }  # fmt: skip
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
@@ -86,6 +86,11 @@ def check_family(family: Family, known: Sequence[Engine]) -> Iterator[str]:
     for name, run in family.table.get("gptq", {}).items():
         releases = next((engine.verified for engine in known if engine.name == name), ())
         yield from (f"{where}: gptq: {one} is no release of {name} that was run" for one in set(run) - set(releases))
+    yield from (
+        f"{where}: gptq_for: {one} is not among the file's architectures"
+        for one in family.table.get("gptq_for", ())
+        if one not in family.architectures
+    )
     yield from (
         f"{where}: served: {name} is not among the file's architectures"
         for entry in family.table.get("served", ())

@@ -17,7 +17,7 @@ def shorten(text: str) -> str:
     text = re.sub(r"\{.*", "{…}", text, flags=re.DOTALL)
     text = re.sub(r"(?<=Some parameters like )\S+", "{…}", text)
     text = re.sub(r"(?<=missing required parameters: ).*", "{…}", text, flags=re.DOTALL)
-    text = re.sub(r"(?<=weights: )\[.*", "{…}", text, flags=re.DOTALL)
+    text = re.sub(r"(?<=weights: )\[.*|(?<=missing destinations: )\[.*", "{…}", text, flags=re.DOTALL)
     text = re.sub(r"(?<=, got )[-+.\de]+(?= in skipped)", "{…}", text)
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 

@@ -1,4 +1,4 @@
-"""Banks of experts beside the decoder layers, and a branch with fewer of them; all of it was run in vLLM's loader."""
+"""Banks of experts beside the decoder layers, and a branch with fewer of them; all was run in the real loaders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtpfix.engines.predict import predict
 from mtpfix.engines.subject import Subject
 from mtpfix.families import load
 from mtpfix.model import Outcome, Prediction
-from tests.checkpoints import Plan, Tensor, plan, write
+from tests.checkpoints import Plan, Tensor, Variant, plan, write
 
 MOBIUS, PREVIEW = "intern_s2_mobius", "intern_s2_preview"
 
@@ -107,19 +107,71 @@ def test_an_encoder_of_time_series_is_passed_over_and_a_forecaster_is_not(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("family", "version", "known"),
+    ("family", "engine", "version", "known"),
     [
-        (PREVIEW, "0.21.0", False),
-        (PREVIEW, "0.22.0", True),
-        (MOBIUS, "0.27.1", False),
-        (MOBIUS, "0.28.0", True),
+        (PREVIEW, "vllm", "0.21.0", False),
+        (PREVIEW, "vllm", "0.22.0", True),
+        (MOBIUS, "vllm", "0.27.1", False),
+        (MOBIUS, "vllm", "0.28.0", True),
+        (PREVIEW, "sglang", "0.5.11", False),
+        (PREVIEW, "sglang", "0.5.12", True),
+        (MOBIUS, "sglang", "0.5.17", False),
+        (MOBIUS, "sglang", "0.5.18", True),
     ],
 )
 def test_releases_before_an_architecture_have_no_class_for_it(
-    family: str, version: str, known: bool, tmp_path: Path
+    family: str, engine: str, version: str, known: bool, tmp_path: Path
 ) -> None:
-    found = predicted(plan(family, "excluded-glob"), tmp_path, version)
+    found = predicted(plan(family, "excluded-glob"), tmp_path, version, engine)
     for model in (found.target, found.draft):
         assert (model.verdict != "unknown") is known
     architecture = plan(family, "excluded-glob").config["architectures"][0]
-    assert bool(load("qwen3_5").models("vllm", "draft", architecture, version)) is known
+    assert bool(load("qwen3_5").models(engine, "draft", architecture, version)) is known
+
+
+STACKED = Variant("stacked", "banks in BF16, each a stack", layout="fused", experts="plain")
+UNDER = ["lm_head", "model.language_model.layers.0.linear_attn*", "model.visual*", "mtp*"]
+UNDER += ["model.language_model.layers.1.self_attn*"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "version", "error"),
+    [
+        (["model.meta_mlp*"], "0.5.23", None),
+        (["model.meta_mlp*"], "0.5.20", None),
+        (["model.meta_mlp*"], "0.5.18", "ValueError: Mobius weight coverage failure; missing destinations: …"),
+        (["model.language_model.meta_mlp*"], "0.5.23", "RuntimeError: The size of tensor a (64) must match"),
+        (["model.language_model.meta_mlp*"], "0.5.18", "RuntimeError: The size of tensor a (32) must match"),
+    ],
+)
+def test_sglang_asks_for_banks_by_a_name_of_their_own(
+    listed: list[str], version: str, error: str | None, tmp_path: Path
+) -> None:
+    found = predicted(plan(MOBIUS, STACKED, excludes=[*UNDER, *listed]), tmp_path, version, "sglang")
+    assert str(found.target.error).startswith(str(error))
+    assert found.draft.verdict == "loads"
+
+
+def test_sglang_reads_the_main_model_strictly(tmp_path: Path) -> None:
+    known = plan(MOBIUS, "published")
+    cases = {
+        "KeyError: 'Mobius destination is missing: model.meta_mlp.2.gate.weight (from": with_tensor(
+            known, f"{BANK}.2.gate.weight", 8, 128
+        ),
+        "ValueError: Mobius weight coverage failure": without(known, f"{BANK}.0.gate"),
+        "IndexError: list index out of range": with_text(known, layer_types=["full_attention"]),
+        "KeyError: 'Mobius packed destination is missing: model.meta_mlp.0.experts.0.gate_up_proj.weight": without(
+            plan(MOBIUS, Variant("apart", "each expert apart", quantized=False)), f"{BANK}.0.experts.0.down_proj"
+        ),
+    }
+    for number, (error, damaged) in enumerate(cases.items()):
+        found = predicted(damaged, tmp_path / str(number), "0.5.23", "sglang").target
+        assert found.verdict == "fails"
+        assert str(found.error).startswith(error)
+
+
+def test_sglang_does_not_configure_a_draft_without_its_number_of_experts(tmp_path: Path) -> None:
+    found = predicted(with_text(plan(MOBIUS, "published"), mtp_num_experts=None), tmp_path, "0.5.23", "sglang")
+    assert found.target.verdict == "loads"
+    expected = "AttributeError: 'InternS2MobiusTextConfig' object has no attribute 'mtp_num_experts'"
+    assert found.draft.error == expected
