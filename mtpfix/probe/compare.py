@@ -79,6 +79,7 @@ def _formats(predicted: ModelPrediction, observed: Observation, *, by_path: bool
     unasked = {_leaf(module.prefix) for module in observed.modules if module.layer == "Linear"}
     embeddings = {_last(module.prefix) for module in observed.modules if module.layer == "VocabParallelEmbedding"}
     unasked |= {_leaf(name.removesuffix(EXPERTS)) for name in built if name.endswith(EXPERTS)}
+    unasked |= {_leaf(module.prefix) for module in observed.modules if module.layer == "FusedMoE"}
     expected = {module.prefix: module.format.value for module in predicted.built}
     for prefix in sorted(built.keys() | expected.keys()):
         ours = _shade(expected.get(prefix, "bf16"))  # what no knowledge names is never quantized
