@@ -185,7 +185,7 @@ VARIANTS = {
             "fused-experts",
             "branch in BF16 with 3-D experts, listed by one glob",
             layout="fused",
-            families=("qwen3_5_moe",),
+            families=("qwen3_5_moe", "intern_s2_preview"),
         ),
         Variant("layer-arrays", "per-layer arrays as long as all layers", arrays="whole", families=STEP),
         Variant("short-arrays", "per-layer arrays as long as the decoder", arrays="short", families=STEP),
@@ -216,7 +216,7 @@ def _specialise(family: Family, variant: Variant) -> Variant:
         case "glm4_moe" | "mimo" | "mimo_v2" | "ernie4_5_moe":
             return replace(variant, lists="glob")
         case _ if family.published == "plain":
-            return replace(variant, quantized=False)
+            return replace(variant, quantized=False, layout=family.layouts[-1])
         case _ if family.published != "summary":
             return replace(variant, lists=family.published)
         case _:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from tests.drafter_families import DRAFTERS
 from tests.further_families import FURTHER
+from tests.intern_families import intern_families
 from tests.latent_families import LATENT
 from tests.modules import (
     Config,
@@ -1271,6 +1272,7 @@ FAMILIES = {
         *DRAFTERS,
         *SPARSE,
         *omni_families(_nemotron_h, nemotron),
+        *intern_families(qwen, lambda size: _qwen3_5(size, moe=True)),
     )
 }
 

@@ -106,7 +106,7 @@ def test_variant_differs_from_its_neighbours_as_its_name_says(family: str, varia
     if variant == "published" and FAMILIES[family].published == "plain":
         assert "quantization_config" not in planned.config
         assert planned.hf_quant_config is None
-        assert {tensor.dtype for tensor in planned.tensors} <= {"BF16", "I64"}
+        assert {tensor.dtype for tensor in planned.tensors} <= {"BF16", "F32", "I64"}
         return
     assert ("quantization_config" in planned.config) == (variant != "hf-quant-only")
     assert (planned.hf_quant_config is None) == (variant in {"config-only", "compressed-tensors"})

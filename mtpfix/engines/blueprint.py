@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtpfix.facts import Table, covers, pick
-from mtpfix.families import Family, Numbers, fill
+from mtpfix.families import Family, Numbers, count_of, fill
 from mtpfix.model import Stored
 
 SLOTS = ("w1", "w3", "w13", "w2")
@@ -154,7 +154,8 @@ def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: 
         if not covers(group.get("versions", "*"), version):
             continue
         alternatives = _list(group["disk"])
-        for index in _indices(alternatives, numbers, names):
+        counted = count_of(numbers, group["count"]["key"], None) if "count" in group else None
+        for index in _indices(alternatives, numbers, names) if counted is None else range(counted):
             if not holds(group.get("when"), numbers, index):
                 continue
             roots = [fill(template, numbers, index) for template in alternatives]
@@ -162,7 +163,8 @@ def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: 
             empty = root is None
             if block["role"] == "draft" and any("k}" in template for template in alternatives):
                 layers_seen[index or 0] = "" if root is not None else layers_seen.get(index or 0, roots[0])
-            if empty and block["role"] == "target" and pick(block.get("decoder_layers"), version) is None:
+            needed = counted is not None or pick(block.get("decoder_layers"), version) is not None
+            if empty and block["role"] == "target" and not needed:
                 continue
             found = _modules(family, group, root or roots[0], numbers, index, names, version)
             left_out = empty and block["role"] == "draft"

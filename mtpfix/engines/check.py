@@ -21,18 +21,18 @@ from mtpfix.families import Family
 SOURCE = re.compile(r"[\w./-]+\.py:\d+@\d+\.\d+(\.\w+)*")
 
 FAMILY_KEYS = {
-    "name", "title", "architectures", "verified", "gptq", "served", "text", "numbers", "disk", "mappers", "modules",
-    "beside", "options", "shapes",
+    "name", "title", "architectures", "registered", "verified", "gptq", "gptq_for", "served", "text", "numbers", "disk",
+    "mappers", "modules", "beside", "options", "shapes",
 }  # fmt: skip
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "refuses", "cache_scales", "deferred",
-    "splits", "layers", "decoder_layers", "unpredicted", "unpredicted_reason", "undescribed",
+    "splits", "layers", "decoder_layers", "experts", "unpredicted", "unpredicted_reason", "undescribed",
     "undescribed_reason", "unpredicted_when", "g_idx", "levels", "unshared", "source",
 }  # fmt: skip
 GROUP_KEYS = {
-    "disk", "prefix", "param", "modules", "versions", "when", "plain_for", "plain_unless_listed", "plain_if_pattern",
-    "source",
+    "disk", "count", "prefix", "param", "modules", "versions", "when", "plain_for", "plain_unless_listed",
+    "plain_if_pattern", "source",
 }  # fmt: skip
 MODULE_KEYS = {
     "name", "from", "also", "layer", "quant", "plain_for", "prefix", "param", "shared", "optional", "required", "when",
@@ -82,10 +82,16 @@ def check_family(family: Family, known: Sequence[Engine]) -> Iterator[str]:
     """Yield what is wrong in one family file."""
     where = f"{family.name}.toml"
     yield from _unknown_keys(family.table, FAMILY_KEYS | {engine.name for engine in known}, where)
+    yield from _check_registered(family, known, where)
     yield from _check_verified(family, known, where)
     for name, run in family.table.get("gptq", {}).items():
         releases = next((engine.verified for engine in known if engine.name == name), ())
         yield from (f"{where}: gptq: {one} is no release of {name} that was run" for one in set(run) - set(releases))
+    yield from (
+        f"{where}: gptq_for: {one} is not among the file's architectures"
+        for one in family.table.get("gptq_for", ())
+        if one not in family.architectures
+    )
     yield from (
         f"{where}: served: {name} is not among the file's architectures"
         for entry in family.table.get("served", ())
@@ -123,6 +129,21 @@ def _check_shapes(family: Family, known: Sequence[Engine], where: str) -> Iterat
             source = row.get("source", "")
             if not SOURCE.fullmatch(source) or source.rpartition("@")[2] not in releases:
                 yield f"{where}: shapes {name}: {source!r} is no path:line@version of a known release"
+
+
+def _check_registered(family: Family, known: Sequence[Engine], where: str) -> Iterator[str]:
+    """Yield what is wrong in what a family says of the releases that know an architecture."""
+    engines_by_name = {engine.name: engine for engine in known}
+    for name, facts in family.table.get("registered", {}).items():
+        if name not in engines_by_name:
+            yield f"{where}: registered: no engine is called {name}"
+            continue
+        yield from _sources(list(facts.values()), engines_by_name[name], f"{where}: registered")
+        for architecture, fact in facts.items():
+            if architecture not in family.architectures:
+                yield f"{where}: registered: {architecture} is not among the file's architectures"
+            if not any(covers(fact["versions"], release) for release in engines_by_name[name].releases):
+                yield f"{where}: registered: {architecture}: no known release has it"
 
 
 def _check_verified(family: Family, known: Sequence[Engine], where: str) -> Iterator[str]:

@@ -313,6 +313,9 @@ def _counted(numbers: Numbers, family: Family, block: Table, version: str) -> Nu
     if decoder:
         counted = count_of(numbers, decoder["key"], decoder.get("default"))
         numbers = numbers if counted is None else replace(numbers, layers=counted // decoder.get("each", 1))
+    experts = pick(block.get("experts"), version)
+    if experts and holds(experts.get("when"), numbers, None):
+        numbers = replace(numbers, experts=count_of(numbers, experts["key"], 0) or 0)
     layers = pick(block.get("layers"), version)
     if not layers:
         return numbers

@@ -22,6 +22,7 @@ from mtpfix.engines.loading import (
     elements_of,
     is_excepted,
     refuse,
+    shard_key,
     unharmed,
     unknown_part,
 )
@@ -45,7 +46,7 @@ def judge_unplaced(
         module = item.module
         if module in blueprint.claimed:
             continue
-        for suffix, name in full_names(item):
+        for suffix, name in sorted(full_names(item), key=lambda pair: _turn(item.parts[pair[0]].order)):
             if (stopped := _stopped(item, suffix, name, loader)) is not None:
                 yield stopped
                 break
@@ -65,6 +66,11 @@ def judge_unplaced(
             found = Unnamed("unknown-tensor", module, name, part.order[0], (), elements=elements_of(part.shape))
             yield unharmed(refuse(loader.unknown, words, loader, found))
             break
+
+
+def _turn(order: tuple[str, str]) -> tuple[str, str]:
+    """Return a sort key that puts tensors in the order in which engines read them."""
+    return shard_key(order[0]), order[1]
 
 
 def _part_of(
@@ -88,7 +94,10 @@ def _stopped(item: Stored, suffix: str, name: str, loader: Loader) -> Event | No
     path = name
     for level in loader.levels:
         mapper = loader.mappers.get(level.get("renames", ""))
-        path = (mapper.map(path) or path) if mapper is not None else path
+        renamed = mapper.map(path) if mapper is not None else path
+        if renamed is None:  # dropped before any class looks at it
+            return None
+        path = renamed
         if "number" in level:
             if (raised := _unnumbered(item, suffix, path, level, loader)) is not None:
                 return raised

@@ -33,10 +33,14 @@ class Row:
 
 @dataclass(slots=True)
 class Shapes:
-    """The shapes of a checkpoint's tensors by its configuration; `rows` by the end of a module's name, then suffix."""
+    """The shapes of a checkpoint's tensors by its configuration; `rows` by the end of a module's name, then suffix.
+
+    Nothing is said of names that begin as one of `other`.
+    """
 
     rows: Mapping[str, Mapping[str, Sequence[Row]]] = field(default_factory=dict)
     numbers: Numbers | None = None
+    other: tuple[str, ...] = ()
     _known: dict[str, Mapping[str, Shape]] = field(default_factory=dict)
     _shared: dict[str, Mapping[str, Shape]] = field(default_factory=dict)
 
@@ -51,6 +55,8 @@ class Shapes:
         return found
 
     def _find(self, module: str) -> Mapping[str, Shape]:
+        if module.startswith(self.other):
+            return NOTHING
         end = module
         while end not in self.rows:
             _, dot, end = end.partition(".")
@@ -83,7 +89,7 @@ def read_shapes(family: Family, numbers: Numbers, engine: str) -> Shapes:
         held = [Row(table["is"], table.get("when")) for table in tables if table.get("engine", engine) == engine]
         if held:
             rows.setdefault(module, {})[suffix] = held
-    return Shapes(rows, numbers)
+    return Shapes(rows, numbers, tuple(family.table["disk"].get("unshaped", ())))
 
 
 def evaluate(formula: str, numbers: Numbers) -> Shape | None:

@@ -103,6 +103,7 @@ class Subject:
         if self.family is None:
             return Confidence.DERIVED
         run = self.family.table.get("gptq", {}).get(engine.name, ())
+        run = run if self.served_as in self.family.table.get("gptq_for", self.family.architectures) else ()
         if version not in run and any(block.method == "gptq" for block in self.checkpoint.declarations):
             return Confidence.DERIVED
         return engine.confidence(version, self.family, self.served_as)

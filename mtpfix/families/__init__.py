@@ -50,7 +50,13 @@ class Family:
             if block["role"] == role
             and architecture in block.get("architectures", self.architectures)
             and covers(block.get("versions", "*"), version)
+            and self.is_registered(engine, architecture, version)
         ]
+
+    def is_registered(self, engine: str, architecture: str, version: str) -> bool:
+        """Return whether an engine's release knows an architecture whose blocks may be those of an older one."""
+        fact = self.table.get("registered", {}).get(engine, {}).get(architecture)
+        return fact is None or covers(fact["versions"], version)
 
     def was_run(self, engine: str, architecture: str, version: str) -> bool:
         """Return whether checkpoints of an architecture were held against the real loader of an engine's release.

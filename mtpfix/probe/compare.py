@@ -17,7 +17,7 @@ def shorten(text: str) -> str:
     text = re.sub(r"\{.*", "{…}", text, flags=re.DOTALL)
     text = re.sub(r"(?<=Some parameters like )\S+", "{…}", text)
     text = re.sub(r"(?<=missing required parameters: ).*", "{…}", text, flags=re.DOTALL)
-    text = re.sub(r"(?<=weights: )\[.*", "{…}", text, flags=re.DOTALL)
+    text = re.sub(r"(?<=weights: )\[.*|(?<=missing destinations: )\[.*", "{…}", text, flags=re.DOTALL)
     text = re.sub(r"(?<=, got )[-+.\de]+(?= in skipped)", "{…}", text)
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
@@ -79,6 +79,7 @@ def _formats(predicted: ModelPrediction, observed: Observation, *, by_path: bool
     unasked = {_leaf(module.prefix) for module in observed.modules if module.layer == "Linear"}
     embeddings = {_last(module.prefix) for module in observed.modules if module.layer == "VocabParallelEmbedding"}
     unasked |= {_leaf(name.removesuffix(EXPERTS)) for name in built if name.endswith(EXPERTS)}
+    unasked |= {_leaf(module.prefix) for module in observed.modules if module.layer == "FusedMoE"}
     expected = {module.prefix: module.format.value for module in predicted.built}
     for prefix in sorted(built.keys() | expected.keys()):
         ours = _shade(expected.get(prefix, "bf16"))  # what no knowledge names is never quantized

@@ -779,8 +779,38 @@ no-mtp              202
 """
 """The same for Ling 3 with vision, whose draft SGLang cannot let share the embedding, whatever is stored."""
 
+FROM_QWEN = """
+                    intern_s2_preview intern_s2_mobius
+published           -                 -
+excluded-glob       -                 -
+excluded-exact      -                 -
+excluded-engine     -                 -
+nothing-excluded    201               201
+branch-nvfp4        -                 -
+all-nvfp4           203               203
+missing             101               101
+config-only         -                 -
+hf-quant-only       -                 -
+mixed               -                 -
+compressed-tensors  -                 -
+packed-glue         203               203
+listed-packed       207               207
+branch-fp8          207               207
+o-proj-unlisted     201               201
+packed-head         -                 -
+conflict            201+401           201+401
+no-input-scale      301               301
+weights-only        -                 -
+fused-experts       -                 .
+layer-arrays        .                 .
+short-arrays        .                 .
+no-mtp              -                 -
+"""
+"""The same for the two Intern-S2, which were made from Qwen3.5."""
+
 CELLS = cells(
-    MATRIX, RENAMED, FURTHER, OTHERWISE_WRITTEN, RECENT, NEWER, NEWEST_FAMILIES, FROM_ELSEWHERE, ALONE, BEHIND_A_WRAPPER
+    MATRIX, RENAMED, FURTHER, OTHERWISE_WRITTEN, RECENT, NEWER, NEWEST_FAMILIES, FROM_ELSEWHERE, ALONE,
+    BEHIND_A_WRAPPER, FROM_QWEN,
 )  # fmt: skip
 SGLANG_CELLS = cells(IN_SGLANG, OLDER_IN_SGLANG, NEWER_IN_SGLANG, WRAPPED_IN_SGLANG)
 
