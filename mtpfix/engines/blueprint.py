@@ -52,11 +52,14 @@ class Planned:
     `refused` is what its constructor raises where the lists leave it quantized. `shares_weight`: of the target's module
     only the weight is put there; `shares_packed`: and that module is built quantized whenever this one is. `experts`:
     how many a mixture has, 0 where that is unknown. `also` are other names on disk that are taken for it.
-    `copied`: what copies its tensors, where that is not the loader of its layer class. `apart`: they are copied before
-    all others, and nobody counts those that are missing. `pieces`: the rows of each part that one tensor is copied in.
+    `copied`: what copies its tensors, or those of some parts, where that is not the loader of its layer class. `apart`:
+    they are copied before all others, and nobody counts those that are missing. `pieces`: the rows of each part that
+    one tensor is copied in.
     `unread` are parts that the engine computes and drops, so that they need not be stored.
     `spelled`: suffixes on disk, and those of the parameters that the loader finds with them, "" for one it drops.
     `if_plain`: it is there only where these names would be built plain; `unless_plain`: only where not all would.
+    `accounted`: what is raised where a part never came; `counted`: where stacked experts are not as many as they are.
+    `asks`: names that the engine asks its lists for before it builds this, whatever comes of it.
     """
 
     name: str
@@ -100,8 +103,11 @@ class Planned:
     refused: Table = field(default_factory=dict)
     if_plain: Asked | None = None
     unless_plain: Asked | None = None
-    copied: str = ""
+    copied: str | Mapping[str, str] = ""
     unread: tuple[str, ...] = ()
+    accounted: Table = field(default_factory=dict)
+    counted: Table = field(default_factory=dict)
+    asks: tuple[str, ...] = ()
 
     @property
     def joins(self) -> bool:
@@ -155,7 +161,8 @@ def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: 
             continue
         alternatives = _list(group["disk"])
         for index in _indices(alternatives, numbers, names):
-            if not holds(group.get("when"), numbers, index):
+            layer = _layer_of(alternatives, numbers, index)
+            if not holds(group.get("when"), numbers, layer):
                 continue
             roots = [fill(template, numbers, index) for template in alternatives]
             root = next((root for root in roots if names.holds(root)), None)
@@ -164,7 +171,7 @@ def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: 
                 layers_seen[index or 0] = "" if root is not None else layers_seen.get(index or 0, roots[0])
             if empty and block["role"] == "target" and pick(block.get("decoder_layers"), version) is None:
                 continue
-            found = _modules(family, group, root or roots[0], numbers, index, names, version)
+            found = _modules(family, group, root or roots[0], numbers, (index, layer), names, version)
             left_out = empty and block["role"] == "draft"
             modules += (replace(module, absent=True) for module in found) if left_out else found
     absent = tuple((index, root) for index, root in layers_seen.items() if root)
@@ -186,16 +193,29 @@ def _indices(templates: Sequence[str], numbers: Numbers, names: Names) -> Iterab
     return (None,)
 
 
+def _layer_of(templates: Sequence[str], numbers: Numbers, index: int | None) -> int | None:
+    """Return the number of a layer in per-layer arrays, where MTP layers that follow the decoder's do so, too."""
+    follows = index is not None and any("{N+k}" in template for template in templates)
+    return numbers.layers + (index or 0) if follows else index
+
+
 def _modules(
-    family: Family, group: Table, root: str, numbers: Numbers, index: int | None, names: Names, version: str
+    family: Family,
+    group: Table,
+    root: str,
+    numbers: Numbers,
+    place: tuple[int | None, int | None],
+    names: Names,
+    version: str,
 ) -> Iterator[Planned]:
+    index, layer = place
     prefix = fill(pick(group.get("prefix", root), version), numbers, index)
     param = fill(pick(group.get("param", prefix), version), numbers, index)
     plain_for = pick(group.get("plain_for"), version) or ()
     plain_if_pattern = str(pick(group.get("plain_if_pattern"), version) or "")
     for listing in group["modules"]:
         for entry in family.modules(listing, version):
-            if not holds(entry.get("when"), numbers, index):
+            if not holds(entry.get("when"), numbers, layer):
                 continue
             places = _places(entry, root, names)
             block = entry.get("completes")
@@ -211,7 +231,7 @@ def _modules(
                 param=_whole_name(entry.get("param"), param, name, numbers, index),
                 places=places,
                 also=tuple(_at(root, part) for part in _list(entry.get("also", ()))),
-                never=entry.get("quant") == "never" or _is_plain(entry.get("plain_when"), numbers, index),
+                never=entry.get("quant") == "never" or _is_plain(entry.get("plain_when"), numbers, layer),
                 plain_for=(*(entry.get("plain_for") or ()), *plain_for),
                 unless_listed=str(
                     pick(entry.get("plain_unless_listed", group.get("plain_unless_listed")), version) or ""
@@ -247,7 +267,10 @@ def _modules(
                 refused=entry.get("refused") or {},
                 if_plain=_asked(entry.get("if_plain"), prefix),
                 unless_plain=_asked(entry.get("unless_plain"), prefix),
-                copied=str(entry.get("copied") or ""),
+                copied=entry.get("copied") or "",
+                accounted=entry.get("accounted") or {},
+                counted=entry.get("counted") or {},
+                asks=tuple(_below(prefix, one) for one in entry.get("asks", ())),
                 unread=tuple(entry.get("unread", ())),
             )
 
@@ -348,6 +371,8 @@ def holds(condition: Condition | None, numbers: Numbers, index: int | None) -> b
         return numbered is condition["numbered"]
     if "holds" in condition:
         return isinstance(value, list) and condition["holds"] in value
+    if "reaches" in condition:
+        return any(number >= numbers.layers for number in _numbers_in(value)) is condition["reaches"]
     if "group" in condition:
         return _ends_group(value, numbers, index, tail=bool(condition.get("tail"))) is (condition["group"] == "last")
     if "layer" in condition:
@@ -358,6 +383,12 @@ def holds(condition: Condition | None, numbers: Numbers, index: int | None) -> b
     if isinstance(value, (list, str)):
         return index is not None and index < len(value) and bool(value[index] == expected)
     return bool(value == expected)
+
+
+def _numbers_in(value: Any) -> Iterator[int]:
+    """Yield the numbers of an array, or of a text with commas between them."""
+    entries = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else ()
+    yield from (int(entry) for entry in entries if str(entry).strip().isdecimal())
 
 
 def _divides(size: Any, whole: Any) -> bool:

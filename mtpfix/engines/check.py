@@ -26,7 +26,7 @@ FAMILY_KEYS = {
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "refuses", "cache_scales", "deferred",
-    "splits", "layers", "decoder_layers", "unpredicted", "unpredicted_reason", "undescribed",
+    "splits", "layers", "decoder_layers", "runs", "unpredicted", "unpredicted_reason", "undescribed",
     "undescribed_reason", "unpredicted_when", "g_idx", "levels", "unshared", "source",
 }  # fmt: skip
 GROUP_KEYS = {
@@ -38,7 +38,7 @@ MODULE_KEYS = {
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
     "spelled", "scalars_joined", "joined", "last", "apart", "pieces", "first", "plain_if_listed",
     "plain_when", "whole", "no_slot", "reads_weight", "split", "groups", "refused", "if_plain", "unless_plain",
-    "completes", "copied", "same_as", "unread",
+    "completes", "copied", "same_as", "unread", "accounted", "counted", "asks",
     *SLOTS,
 }  # fmt: skip
 LAYERS = {
@@ -178,7 +178,9 @@ def _check_block(family: Family, block: Table, engine: Engine, where: str) -> It
 def _check_listing(entries: Sequence[Table], releases: Sequence[str], engine: Engine, where: str) -> Iterator[str]:
     by_name: dict[str, list[Table]] = {}
     for entry in entries:
-        key = f"{entry['name']} {sorted(entry.get('when', {}).items())} {entry.get('from', '')}"
+        conditions = entry.get("when", {})
+        each = [sorted(one.items()) for one in (conditions if isinstance(conditions, list) else [conditions])]
+        key = f"{entry['name']} {each} {entry.get('from', '')}"
         by_name.setdefault(key, []).append({"versions": "*", **entry})
         yield from _sources([entry], engine, f"{where}: {entry['name']}")
     for name, same in by_name.items():

@@ -175,7 +175,7 @@ def _likeness(module: Module, present: Sequence[tuple[Place, Stored]], loader: L
     return (
         planned.name,
         planned.layer,
-        planned.copied,
+        str(planned.copied),
         len(planned.places),
         planned.absent,
         module.built,
@@ -502,6 +502,9 @@ def _copy(
     expected = shape_of(parameter, rows, columns)
     if planned.whole:
         expected = (planned.whole,) if expected == () else expected
+    if planned.counted and planned.experts and part.shape[:1] != (planned.experts,):
+        yield _miscounted(module, place, suffix, part, loader, kind)
+        return
     if len(shape) <= 2:
         yield from _compare(module, place, suffix, part, expected, parameter, loader, kind)
         return
@@ -523,6 +526,16 @@ def _count(module: Module, place: Place, part: Part, loader: Loader, kind: Kind)
         found = Unnamed(cause, place.module, part.order[1], part.order[0], module.because)
         text = _fill(row["text"], stored_experts=count)
         yield refuse({**row, "does": row["error"], "text": text}, {"name": part.order[1]}, loader, found)
+
+
+def _miscounted(module: Module, place: Place, suffix: str, part: Part, loader: Loader, kind: Kind) -> Event:
+    """Return what a class raises itself of a tensor of stacked experts that are not as many as the configuration's."""
+    fact = module.planned.counted
+    name = parameter_name(module.planned, place, suffix, loader)
+    text = _fill(fact["text"], experts=module.planned.experts, stored=part.shape)
+    cause: Kind = "scale-shape" if kind == "same" else kind
+    found = Unnamed(cause, place.module, part.order[1], part.order[0], module.because)
+    return refuse({**fact, "text": text}, {"name": name}, loader, found)
 
 
 def _compare(
@@ -579,7 +592,8 @@ def _compare(
 def _layer(module: Module, place: Place) -> str:
     """Return what the engine's file calls the loader that copies a tensor."""
     planned = module.planned
-    layer = planned.copied or ("linear" if planned.whole else planned.layer)
+    copied = planned.copied if isinstance(planned.copied, str) else planned.copied.get(place.part)
+    layer = copied or ("linear" if planned.whole else planned.layer)
     return f"{layer}_{'w2' if place.slot == 'w2' else 'w13'}" if planned.layer == "experts" else layer
 
 

@@ -23,7 +23,7 @@ from .configuration import STAND_INS, register
 from .hollow import Arena
 from .patches import note, swap, try_import
 from .reader import make_reader
-from .vllm_leaves import replace_leaves, stand_in_for_tokenizer
+from .vllm_leaves import name_a_gpu, replace_leaves, stand_in_for_tokenizer
 from .watch import Watch, answer, attempt, watch_writes
 
 ENVIRONMENT = {
@@ -317,6 +317,7 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
             hooks.watch.phase = "configure"
             return {"target": answer(hooks.watch, again), "draft": None, "stand_ins": sorted(STAND_INS)}
     stand_in_for_tokenizer(architectures)
+    name_a_gpu(architectures)
     runner = options.runner or runner_for(configuration)
     with set_current_vllm_config(configuration):
         start_distributed(options.ranks, configuration)
