@@ -18,6 +18,7 @@ from mtpfix.engines.loading import (
     CONSTRUCT,
     FIRST,
     LOAD,
+    Kind,
     Loader,
     Module,
     Unnamed,
@@ -173,7 +174,8 @@ def _unaccounted(
             text = fact["text"].replace("{name}", f"{module.planned.param}.weight").replace("{missing}", str(missing))
             first = next(place.module for place in places if place.module not in come)
             because = (*module.because, fact["source"])
-            yield Event("weight-missing", Outcome.CRASH, first, tensor, fact["does"], text, because, order)
+            kind: Kind = "layer-absent" if module.planned.absent else "weight-missing"
+            yield Event(kind, Outcome.CRASH, first, tensor, fact["does"], text, because, order)
 
 
 def judge_absent_shards(subject: Subject, engine: Engine, version: str, role: Role) -> Iterator[Event]:

@@ -779,8 +779,38 @@ no-mtp              202
 """
 """The same for Ling 3 with vision, whose draft SGLang cannot let share the embedding, whatever is stored."""
 
+WITH_AN_ACCOUNT = """
+                    step5           step5_vl
+published           201             201
+excluded-glob       -               -
+excluded-exact      202             202
+excluded-engine     -               204
+nothing-excluded    201             201
+branch-nvfp4        202             201+202
+all-nvfp4           201+203         201+203
+missing             101             101
+config-only         -               -
+hf-quant-only       -               -
+mixed               -               -
+compressed-tensors  104+206         104+206
+packed-glue         203             203
+listed-packed       207             207
+branch-fp8          207             207
+o-proj-unlisted     201+202         201+202
+packed-head         -               -
+conflict            201+401         201+401
+no-input-scale      301             301
+weights-only        -               -
+fused-experts       .               .
+layer-arrays        .               .
+short-arrays        103+206         103+206
+no-mtp              -               -
+"""
+"""The same for Step-5, which keeps account of what it joins."""
+
 CELLS = cells(
-    MATRIX, RENAMED, FURTHER, OTHERWISE_WRITTEN, RECENT, NEWER, NEWEST_FAMILIES, FROM_ELSEWHERE, ALONE, BEHIND_A_WRAPPER
+    MATRIX, RENAMED, FURTHER, OTHERWISE_WRITTEN, RECENT, NEWER, NEWEST_FAMILIES, FROM_ELSEWHERE, ALONE,
+    BEHIND_A_WRAPPER, WITH_AN_ACCOUNT,
 )  # fmt: skip
 SGLANG_CELLS = cells(IN_SGLANG, OLDER_IN_SGLANG, NEWER_IN_SGLANG, WRAPPED_IN_SGLANG)
 
