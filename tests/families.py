@@ -36,6 +36,7 @@ from tests.modules import (
 )  # fmt: skip
 from tests.newest_families import NEWEST
 from tests.omni_families import omni_families
+from tests.parse_families import PARSE
 from tests.qwen_modules import VISION, VISION_TINY, hybrid, linear_attention, vision_tower
 from tests.recent_families import RECENT
 from tests.sglang_families import SGLANG
@@ -1256,6 +1257,7 @@ FAMILIES = {
         *DRAFTERS,
         *SPARSE,
         *STEP5,
+        *PARSE,
         *omni_families(_nemotron_h, nemotron),
     )
 }

@@ -83,7 +83,7 @@ class Planned:
     dequantizes: tuple[str, ...] = ()
     scalars_joined: Table | None = None
     joined: bool = False
-    last: bool = False
+    last: int = 0
     apart: bool = False
     pieces: str = ""
     plain_if_listed: str = ""
@@ -250,7 +250,7 @@ def _modules(
                 dequantizes=tuple(entry.get("dequantizes", ())),
                 scalars_joined=entry.get("scalars_joined"),
                 joined=bool(entry.get("joined")),
-                last=bool(entry.get("last")),
+                last=int(entry.get("last", 0)),
                 apart=bool(entry.get("apart")),
                 pieces=str(entry.get("pieces", "")),
                 plain_if_listed=_below(prefix, entry["plain_if_listed"]) if "plain_if_listed" in entry else "",

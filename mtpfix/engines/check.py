@@ -26,7 +26,7 @@ FAMILY_KEYS = {
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "refuses", "cache_scales", "deferred",
-    "splits", "layers", "decoder_layers", "runs", "unpredicted", "unpredicted_reason", "undescribed",
+    "splits", "layers", "decoder_layers", "runs", "gathers", "unpredicted", "unpredicted_reason", "undescribed",
     "undescribed_reason", "unpredicted_when", "g_idx", "levels", "unshared", "source",
 }  # fmt: skip
 GROUP_KEYS = {

@@ -49,6 +49,9 @@ Kind = Literal[
 FIRST = "!"
 """What sorts before every name of a shard."""
 
+LAST = "~"
+"""What sorts after every name of a shard, the more of it the later."""
+
 CACHE_SCALES = frozenset({"k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "k_zero_point", "v_zero_point"})
 SCALES = frozenset(
     {"weight_scale", "weight_scale_2", "weight_scale_inv", "weight_global_scale", "input_scale", "input_global_scale"}
@@ -386,6 +389,8 @@ def unknown_part(module: Module, place: Place, suffix: str, part: Part, kind: Ki
             elements=elements_of(part.shape),
         ),
     )
+    if planned.last:
+        event = replace(event, order=(LOAD, _turn(planned, loader) + shard_key(part.order[0]), tensor))
     yield unharmed(event) if kind == "same" or planned.layer == "norm" else event
 
 
@@ -436,7 +441,11 @@ def refuse(fact: Table, words: Mapping[str, str], loader: Loader, found: Unnamed
         error=does if crash else "",
         text=_fill(fact.get("text", "'{name}'" if does == "KeyError" else ""), **said),
         because=sources,
-        order=(LOAD, FIRST * bool(fact.get("apart")) + shard_key(found.shard), found.tensor),
+        order=(
+            LOAD,
+            FIRST * bool(fact.get("apart")) + LAST * fact.get("last", 0) + shard_key(found.shard),
+            found.tensor,
+        ),
         count=found.count,
     )
 
@@ -611,7 +620,7 @@ def _missing_piece(sizes: Shape, rows: int) -> Mapping[str, int]:
 
 def _turn(planned: Planned, loader: Loader) -> str:
     """Return what sorts a module's tensors before or after those that are copied in their own order."""
-    return FIRST if planned.apart else "~" * (loader.deferred + planned.last)
+    return FIRST if planned.apart else LAST * (loader.deferred + planned.last)
 
 
 def _of_first(shape: tuple[int, ...], first: tuple[int, int]) -> tuple[int, ...]:

@@ -21,6 +21,8 @@ from mtpfix.engines.gptq import METHODS as GPTQ
 from mtpfix.engines.gptq import odd_experts, packed_names
 from mtpfix.engines.loading import (
     CONSTRUCT,
+    LAST,
+    LOAD,
     Loader,
     Module,
     load_module,
@@ -411,10 +413,20 @@ def _simulate(
     events += judge_unwritten(events, modules, loader, resolved.method or "", numbers)
     if resolved.method is None:
         events += judge_unquantized(events, modules, engine, version)
-    judged = _verdict(role, tuple(built), events)
+    judged = _verdict(role, tuple(built), _as_seen(block, events))
     if unsure and judged.verdict is Verdict.LOADS:
         return replace(judged, verdict=Verdict.UNKNOWN, reason=UNSURE.replace("{module}", unsure[0]))
     return judged
+
+
+def _as_seen(block: Table, events: Sequence[Event]) -> Sequence[Event]:
+    """Return events with no tensor at errors that a class raises when it has gathered all tensors before."""
+    if not block.get("gathers"):
+        return events
+    late = (event.order[0] == LOAD and event.order[1].startswith(LAST) for event in events)
+    return [
+        replace(one, tensor="") if one.error and gathered else one for one, gathered in zip(events, late, strict=True)
+    ]
 
 
 def _is_there(planned: Planned, decider: Decider, method: str | None) -> bool:
