@@ -23,7 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from tests.families import FAMILIES, STEP, with_arrays
+from tests.families import ARRAYED, FAMILIES, STEP, with_arrays
 from tests.modules import DECLARING, TEXT, Config, Family, Kind, Layout, Module, Size, text_of
 
 # --------------------------------------------------------------------------------------------- safetensors
@@ -188,7 +188,7 @@ VARIANTS = {
             families=("qwen3_5_moe", "intern_s2_preview"),
         ),
         Variant("layer-arrays", "per-layer arrays as long as all layers", arrays="whole", families=STEP),
-        Variant("short-arrays", "per-layer arrays as long as the decoder", arrays="short", families=STEP),
+        Variant("short-arrays", "per-layer arrays as long as the decoder", arrays="short", families=(*STEP, *ARRAYED)),
         Variant(
             "no-mtp",
             "no MTP declared, none there",
@@ -652,7 +652,7 @@ def _numbers(family: Family, size: Size, variant: Variant) -> Config:
 def _configure(family: Family, variant: Variant, size: Size) -> Config:
     config = family.config(size)
     text = text_of(config)
-    if family.name in STEP and variant.arrays != "none":
+    if family.name in (*STEP, *ARRAYED) and variant.arrays != "none":
         length = _layers(config) if variant.arrays == "whole" else text["num_hidden_layers"]
         config = with_arrays(config, length)
         text = text_of(config)

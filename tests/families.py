@@ -37,10 +37,12 @@ from tests.modules import (
 )  # fmt: skip
 from tests.newest_families import NEWEST
 from tests.omni_families import omni_families
+from tests.parse_families import PARSE
 from tests.qwen_modules import VISION, VISION_TINY, hybrid, linear_attention, vision_tower
 from tests.recent_families import RECENT
 from tests.sglang_families import SGLANG
 from tests.sparse_families import SPARSE
+from tests.step_families import STEP5, step_vision
 from tests.wrapped_families import WRAPPED
 
 # ---------------------------------------------------------------------------------------------- Qwen family
@@ -122,7 +124,7 @@ def step(config: Config, layout: Layout) -> Iterator[Module]:
     yield plain("model.norm", hidden)
     yield Module("lm_head", (vocabulary, hidden), Kind.HEAD)
     if "vision_config" in config:
-        yield from _step_vision(config["vision_config"], hidden)
+        yield from step_vision(config["vision_config"], hidden)
     for index in range(last, last + text["num_nextn_predict_layers"]):
         root = f"model.layers.{index}"
         head = f"{root}.transformer.shared_head"
@@ -150,29 +152,6 @@ def _step_layer(root: str, text: Config, index: int, part: Part, layout: Layout)
     yield from mlp(f"{root}.share_expert", hidden, text["share_expert_dim"], Kind.SHARED, part)
     place = f"{root}.moe.experts" if layout == "each" else f"{root}.moe"
     yield from experts(place, (count, width, hidden), part, "each" if layout == "each" else "stacked")
-
-
-def _step_vision(vision: Config, hidden: int) -> Iterator[Module]:
-    width, root = vision["width"], "vision_model"
-    inner = int(width * vision["mlp_ratio"])
-    grid = vision["image_size"] // vision["patch_size"]
-    yield plain(f"{root}.conv1", width, 3, vision["patch_size"], vision["patch_size"], part="vision")
-    yield plain(f"{root}.positional_embedding", grid * grid, width, weight="", part="vision")
-    yield from _with_bias(f"{root}.ln_pre", (width,), Kind.PLAIN)
-    for index in range(vision["layers"]):
-        block = f"{root}.transformer.resblocks.{index}"
-        for name in ("ln_1", "ln_2"):
-            yield from _with_bias(f"{block}.{name}", (width,), Kind.PLAIN)
-        for name in ("ls_1", "ls_2"):
-            yield plain(f"{block}.{name}.gamma", width, weight="", part="vision")
-        yield plain(f"{block}.attn.in_proj_weight", 3 * width, width, weight="", part="vision")
-        yield plain(f"{block}.attn.in_proj_bias", 3 * width, weight="", part="vision")
-        yield from _with_bias(f"{block}.attn.out_proj", (width, width))
-        yield from _with_bias(f"{block}.mlp.c_fc", (inner, width))
-        yield from _with_bias(f"{block}.mlp.c_proj", (width, inner))
-    for name, times in (("vit_downsampler1", 1), ("vit_downsampler2", 2)):
-        yield from _with_bias(f"{root}.{name}", (2 * times * width, times * width, 3, 3), Kind.PLAIN)
-    yield Module("vit_large_projector", (hidden, 4 * width), Kind.VISION, "vision")
 
 
 # ------------------------------------------------------------------------------------------------ Nemotron
@@ -718,6 +697,10 @@ def _step3p5(size: Size) -> Config:
     }
 
 
+PER_LAYER = ("layer_types", "partial_rotary_factors", "rope_theta", "swiglu_limits", "swiglu_limits_shared")
+"""Keys of the arrays that hold something for each layer of a Step model."""
+
+
 def with_arrays(config: Config, length: int) -> Config:
     """Return a Step configuration with its per-layer arrays: full, sliding, sliding, sliding, and again.
 
@@ -725,6 +708,9 @@ def with_arrays(config: Config, length: int) -> Config:
     """
     changed = copy.deepcopy(config)
     text = changed.get("text_config", changed)
+    if "layer_types" in text:
+        text |= {key: value[:length] for key, value in text.items() if key in PER_LAYER}
+        return changed
     full = [index % 4 == 0 and index < text["num_hidden_layers"] for index in range(length)]
     text["layer_types"] = ["full_attention" if flag else "sliding_attention" for flag in full]
     text["partial_rotary_factors"] = [0.5 if flag else 1.0 for flag in full]
@@ -1271,13 +1257,18 @@ FAMILIES = {
         *SGLANG,
         *DRAFTERS,
         *SPARSE,
+        *STEP5,
+        *PARSE,
         *omni_families(_nemotron_h, nemotron),
         *intern_families(qwen, lambda size: _qwen3_5(size, moe=True)),
     )
 }
 
 STEP = ("step3p5", "step3p7")
-"""The families whose configuration holds per-layer arrays."""
+"""The families whose configuration holds per-layer arrays, and is tried without them."""
+
+ARRAYED = ("step5", "step5_vl")
+"""The families whose configuration always holds per-layer arrays."""
 
 LIKE_ANOTHER = ("longcat_flash_both", "exaone_moe_renamed")
 """Families that differ from another in a key or a name of their configuration alone: the slow suite holds them."""

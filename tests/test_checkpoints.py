@@ -93,7 +93,7 @@ def test_variant_differs_from_its_neighbours_as_its_name_says(family: str, varia
             assert not branch
         case "branch-nvfp4" | "all-nvfp4" | "packed-glue" | "listed-packed":
             assert packed
-            entrance = r"\b(eh_proj|[eh]_proj|input_proj|mtp_linear_proj|pre_projection|mtp\.fc(_hidden)?)\b"
+            entrance = r"\b(eh_proj|[eh]_proj|input_proj|mtp_linear_proj|pre_projection|extra_proj|mtp\.fc(_hidden)?)\b"
             glue = any(re.search(entrance, tensor.name) for tensor in packed)
             assert glue == (variant in {"all-nvfp4", "packed-glue"})
         case "branch-fp8":

@@ -52,11 +52,14 @@ class Planned:
     `refused` is what its constructor raises where the lists leave it quantized. `shares_weight`: of the target's module
     only the weight is put there; `shares_packed`: and that module is built quantized whenever this one is. `experts`:
     how many a mixture has, 0 where that is unknown. `also` are other names on disk that are taken for it.
-    `copied`: what copies its tensors, where that is not the loader of its layer class. `apart`: they are copied before
-    all others, and nobody counts those that are missing. `pieces`: the rows of each part that one tensor is copied in.
+    `copied`: what copies its tensors, or those of some parts, where that is not the loader of its layer class. `apart`:
+    they are copied before all others, and nobody counts those that are missing. `pieces`: the rows of each part that
+    one tensor is copied in.
     `unread` are parts that the engine computes and drops, so that they need not be stored.
     `spelled`: suffixes on disk, and those of the parameters that the loader finds with them, "" for one it drops.
     `if_plain`: it is there only where these names would be built plain; `unless_plain`: only where not all would.
+    `accounted`: what is raised where a part never came; `counted`: where stacked experts are not as many as they are.
+    `asks`: names that the engine asks its lists for before it builds this, whatever comes of it.
     """
 
     name: str
@@ -80,7 +83,7 @@ class Planned:
     dequantizes: tuple[str, ...] = ()
     scalars_joined: Table | None = None
     joined: bool = False
-    last: bool = False
+    last: int = 0
     apart: bool = False
     pieces: str = ""
     plain_if_listed: str = ""
@@ -100,8 +103,11 @@ class Planned:
     refused: Table = field(default_factory=dict)
     if_plain: Asked | None = None
     unless_plain: Asked | None = None
-    copied: str = ""
+    copied: str | Mapping[str, str] = ""
     unread: tuple[str, ...] = ()
+    accounted: Table = field(default_factory=dict)
+    counted: Table = field(default_factory=dict)
+    asks: tuple[str, ...] = ()
 
     @property
     def joins(self) -> bool:
@@ -156,7 +162,8 @@ def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: 
         alternatives = _list(group["disk"])
         counted = count_of(numbers, group["count"]["key"], None) if "count" in group else None
         for index in _indices(alternatives, numbers, names) if counted is None else range(counted):
-            if not holds(group.get("when"), numbers, index):
+            layer = _layer_of(alternatives, numbers, index)
+            if not holds(group.get("when"), numbers, layer):
                 continue
             roots = [fill(template, numbers, index) for template in alternatives]
             root = next((root for root in roots if names.holds(root)), None)
@@ -166,7 +173,7 @@ def draw(family: Family, block: Table, numbers: Numbers, names: Names, version: 
             needed = counted is not None or pick(block.get("decoder_layers"), version) is not None
             if empty and block["role"] == "target" and not needed:
                 continue
-            found = _modules(family, group, root or roots[0], numbers, index, names, version)
+            found = _modules(family, group, root or roots[0], numbers, (index, layer), names, version)
             left_out = empty and block["role"] == "draft"
             modules += (replace(module, absent=True) for module in found) if left_out else found
     absent = tuple((index, root) for index, root in layers_seen.items() if root)
@@ -188,20 +195,33 @@ def _indices(templates: Sequence[str], numbers: Numbers, names: Names) -> Iterab
     return (None,)
 
 
+def _layer_of(templates: Sequence[str], numbers: Numbers, index: int | None) -> int | None:
+    """Return the number of a layer in per-layer arrays, where MTP layers that follow the decoder's do so, too."""
+    follows = index is not None and any("{N+k}" in template for template in templates)
+    return numbers.layers + (index or 0) if follows else index
+
+
 def _modules(
-    family: Family, group: Table, root: str, numbers: Numbers, index: int | None, names: Names, version: str
+    family: Family,
+    group: Table,
+    root: str,
+    numbers: Numbers,
+    place: tuple[int | None, int | None],
+    names: Names,
+    version: str,
 ) -> Iterator[Planned]:
+    index, layer = place
     prefix = fill(pick(group.get("prefix", root), version), numbers, index)
     param = fill(pick(group.get("param", prefix), version), numbers, index)
     plain_for = pick(group.get("plain_for"), version) or ()
     plain_if_pattern = str(pick(group.get("plain_if_pattern"), version) or "")
     for listing in group["modules"]:
         for entry in family.modules(listing, version):
-            if not holds(entry.get("when"), numbers, index):
+            if not holds(entry.get("when"), numbers, layer):
                 continue
             places = _places(entry, root, names)
             block = entry.get("completes")
-            required = _applies(entry.get("required"), numbers, index) or ("when" in entry and block is None)
+            required = _applies(entry.get("required"), numbers, layer) or ("when" in entry and block is None)
             required = required or any(names.holds(_at(root, name)) for name in block or ())
             if not required and not any(place.module in names.stored for place in places):
                 continue
@@ -213,7 +233,7 @@ def _modules(
                 param=_whole_name(entry.get("param"), param, name, numbers, index),
                 places=places,
                 also=tuple(_at(root, part) for part in _list(entry.get("also", ()))),
-                never=entry.get("quant") == "never" or _is_plain(entry.get("plain_when"), numbers, index),
+                never=entry.get("quant") == "never" or _is_plain(entry.get("plain_when"), numbers, layer),
                 plain_for=(*(entry.get("plain_for") or ()), *plain_for),
                 unless_listed=str(
                     pick(entry.get("plain_unless_listed", group.get("plain_unless_listed")), version) or ""
@@ -221,7 +241,7 @@ def _modules(
                 shared=bool(entry.get("shared")),
                 shares_weight=entry.get("shared") in ("weight", "packed"),
                 shares_packed=entry.get("shared") == "packed",
-                optional=_applies(entry.get("optional"), numbers, index),
+                optional=_applies(entry.get("optional"), numbers, layer),
                 required=required,
                 source=str(entry.get("source", "")),
                 index=index,
@@ -232,7 +252,7 @@ def _modules(
                 dequantizes=tuple(entry.get("dequantizes", ())),
                 scalars_joined=entry.get("scalars_joined"),
                 joined=bool(entry.get("joined")),
-                last=bool(entry.get("last")),
+                last=int(entry.get("last", 0)),
                 apart=bool(entry.get("apart")),
                 pieces=str(entry.get("pieces", "")),
                 plain_if_listed=_below(prefix, entry["plain_if_listed"]) if "plain_if_listed" in entry else "",
@@ -249,7 +269,10 @@ def _modules(
                 refused=entry.get("refused") or {},
                 if_plain=_asked(entry.get("if_plain"), prefix),
                 unless_plain=_asked(entry.get("unless_plain"), prefix),
-                copied=str(entry.get("copied") or ""),
+                copied=entry.get("copied") or "",
+                accounted=entry.get("accounted") or {},
+                counted=entry.get("counted") or {},
+                asks=tuple(_below(prefix, one) for one in entry.get("asks", ())),
                 unread=tuple(entry.get("unread", ())),
             )
 
@@ -355,6 +378,8 @@ def holds(condition: Condition | None, numbers: Numbers, index: int | None) -> b
         return numbered is condition["numbered"]
     if "holds" in condition:
         return isinstance(value, list) and condition["holds"] in value
+    if "reaches" in condition:
+        return any(number >= numbers.layers for number in _numbers_in(value)) is condition["reaches"]
     if "group" in condition:
         return _ends_group(value, numbers, index, tail=bool(condition.get("tail"))) is (condition["group"] == "last")
     if "layer" in condition:
@@ -369,6 +394,12 @@ def _at_layer(value: Any, index: int | None) -> Any:
     if not isinstance(value, list):
         return value
     return value[index] if index is not None and index < len(value) else None
+
+
+def _numbers_in(value: Any) -> Iterator[int]:
+    """Yield the numbers of an array, or of a text with commas between them."""
+    entries = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else ()
+    yield from (int(entry) for entry in entries if str(entry).strip().isdecimal())
 
 
 def _divides(size: Any, whole: Any) -> bool:

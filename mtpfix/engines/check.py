@@ -27,8 +27,8 @@ FAMILY_KEYS = {
 BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "refuses", "cache_scales", "deferred",
-    "splits", "layers", "decoder_layers", "experts", "unpredicted", "unpredicted_reason", "undescribed",
-    "undescribed_reason", "unpredicted_when", "g_idx", "levels", "unshared", "source",
+    "splits", "layers", "decoder_layers", "experts", "runs", "gathers", "unpredicted", "unpredicted_reason",
+    "undescribed", "undescribed_reason", "unpredicted_when", "g_idx", "levels", "unshared", "source",
 }  # fmt: skip
 GROUP_KEYS = {
     "disk", "count", "prefix", "param", "modules", "versions", "when", "plain_for", "plain_unless_listed",
@@ -39,7 +39,7 @@ MODULE_KEYS = {
     "versions", "source", "unknown", "partial_scalars", "unfused", "plain_unless_listed", "dequantizes", "suffixes",
     "spelled", "scalars_joined", "joined", "last", "apart", "pieces", "first", "plain_if_listed",
     "plain_when", "whole", "no_slot", "reads_weight", "split", "groups", "refused", "if_plain", "unless_plain",
-    "completes", "copied", "same_as", "unread",
+    "completes", "copied", "same_as", "unread", "accounted", "counted", "asks",
     *SLOTS,
 }  # fmt: skip
 LAYERS = {

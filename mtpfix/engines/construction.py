@@ -36,7 +36,7 @@ def construct_module(planned: Planned, built: Format, method: str, position: int
     """Yield what the constructor of a module raises that cannot be quantized so, unless its lists leave it plain."""
     fact = planned.refused
     if method in fact.get("methods", {}) and (not built.plain or method in fact.get("unasked", ())):
-        text = fact["text"].replace("{config}", fact["methods"][method])
+        text = fact["text"].replace("{config}", fact["methods"][method]).replace("{prefix}", planned.prefix)
         first = planned.places[0].module if planned.places else planned.prefix
         kind: Kind = "class-broken" if built.plain else "plain-into-quantized"
         order = (CONSTRUCT, f"{position:08d}", "")
@@ -76,7 +76,11 @@ def read_arrays(block: Table, numbers: Numbers, version: str, *, unset_first: bo
                 min(len(value), numbers.layers) if fact.get("cut") == "N" and isinstance(value, (list, str)) else None
             )
             if isinstance(value, (list, str)) and value and (len(value) if kept is None else kept) < needed:
-                text = str(fact["text"]).replace("{key}", key)
+                first = numbers.layers if block["role"] == "draft" else 0
+                words = {"key": key, "length": len(value), "needed": needed, "layer": max(len(value), first)}
+                text = str(fact["text"])
+                for word, number in words.items():
+                    text = text.replace("{" + word + "}", str(number))
                 because = (str(fact.get("source", "")),)
                 yield Event("array-short", Outcome.CRASH, key, "", fact["does"], text, because, (CONSTRUCT, "", key))
                 break

@@ -49,6 +49,9 @@ Kind = Literal[
 FIRST = "!"
 """What sorts before every name of a shard."""
 
+LAST = "~"
+"""What sorts after every name of a shard, the more of it the later."""
+
 CACHE_SCALES = frozenset({"k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "k_zero_point", "v_zero_point"})
 SCALES = frozenset(
     {"weight_scale", "weight_scale_2", "weight_scale_inv", "weight_global_scale", "input_scale", "input_global_scale"}
@@ -175,7 +178,7 @@ def _likeness(module: Module, present: Sequence[tuple[Place, Stored]], loader: L
     return (
         planned.name,
         planned.layer,
-        planned.copied,
+        str(planned.copied),
         len(planned.places),
         planned.absent,
         module.built,
@@ -386,6 +389,8 @@ def unknown_part(module: Module, place: Place, suffix: str, part: Part, kind: Ki
             elements=elements_of(part.shape),
         ),
     )
+    if planned.last:
+        event = replace(event, order=(LOAD, _turn(planned, loader) + shard_key(part.order[0]), tensor))
     yield unharmed(event) if kind == "same" or planned.layer == "norm" else event
 
 
@@ -436,7 +441,11 @@ def refuse(fact: Table, words: Mapping[str, str], loader: Loader, found: Unnamed
         error=does if crash else "",
         text=_fill(fact.get("text", "'{name}'" if does == "KeyError" else ""), **said),
         because=sources,
-        order=(LOAD, FIRST * bool(fact.get("apart")) + shard_key(found.shard), found.tensor),
+        order=(
+            LOAD,
+            FIRST * bool(fact.get("apart")) + LAST * fact.get("last", 0) + shard_key(found.shard),
+            found.tensor,
+        ),
         count=found.count,
     )
 
@@ -502,6 +511,9 @@ def _copy(
     expected = shape_of(parameter, rows, columns)
     if planned.whole:
         expected = (planned.whole,) if expected == () else expected
+    if planned.counted and planned.experts and part.shape[:1] != (planned.experts,):
+        yield _miscounted(module, place, suffix, part, loader, kind)
+        return
     if len(shape) <= 2:
         yield from _compare(module, place, suffix, part, expected, parameter, loader, kind)
         return
@@ -523,6 +535,16 @@ def _count(module: Module, place: Place, part: Part, loader: Loader, kind: Kind)
         found = Unnamed(cause, place.module, part.order[1], part.order[0], module.because)
         text = _fill(row["text"], stored_experts=count)
         yield refuse({**row, "does": row["error"], "text": text}, {"name": part.order[1]}, loader, found)
+
+
+def _miscounted(module: Module, place: Place, suffix: str, part: Part, loader: Loader, kind: Kind) -> Event:
+    """Return what a class raises itself of a tensor of stacked experts that are not as many as the configuration's."""
+    fact = module.planned.counted
+    name = parameter_name(module.planned, place, suffix, loader)
+    text = _fill(fact["text"], experts=module.planned.experts, stored=part.shape)
+    cause: Kind = "scale-shape" if kind == "same" else kind
+    found = Unnamed(cause, place.module, part.order[1], part.order[0], module.because)
+    return refuse({**fact, "text": text}, {"name": name}, loader, found)
 
 
 def _compare(
@@ -579,7 +601,8 @@ def _compare(
 def _layer(module: Module, place: Place) -> str:
     """Return what the engine's file calls the loader that copies a tensor."""
     planned = module.planned
-    layer = planned.copied or ("linear" if planned.whole else planned.layer)
+    copied = planned.copied if isinstance(planned.copied, str) else planned.copied.get(place.part)
+    layer = copied or ("linear" if planned.whole else planned.layer)
     return f"{layer}_{'w2' if place.slot == 'w2' else 'w13'}" if planned.layer == "experts" else layer
 
 
@@ -597,7 +620,7 @@ def _missing_piece(sizes: Shape, rows: int) -> Mapping[str, int]:
 
 def _turn(planned: Planned, loader: Loader) -> str:
     """Return what sorts a module's tensors before or after those that are copied in their own order."""
-    return FIRST if planned.apart else "~" * (loader.deferred + planned.last)
+    return FIRST if planned.apart else LAST * (loader.deferred + planned.last)
 
 
 def _of_first(shape: tuple[int, ...], first: tuple[int, int]) -> tuple[int, ...]:

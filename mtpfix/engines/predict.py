@@ -21,6 +21,8 @@ from mtpfix.engines.gptq import METHODS as GPTQ
 from mtpfix.engines.gptq import odd_experts, packed_names
 from mtpfix.engines.loading import (
     CONSTRUCT,
+    LAST,
+    LOAD,
     Loader,
     Module,
     load_module,
@@ -29,6 +31,7 @@ from mtpfix.engines.mapping import from_toml
 from mtpfix.engines.remaining import (
     judge_absent_layers,
     judge_absent_shards,
+    judge_accounted,
     judge_unplaced,
     judge_unquantized,
     judge_unwritten,
@@ -389,8 +392,8 @@ def _simulate(
         decision = decider.decide(planned.prefix, planned.layer, plain=plain)
         because = tuple(dict.fromkeys(source for source in (*decision.because, planned.source) if source))
         names = tuple(dict.fromkeys(place.module for place in planned.places))
-        if decision.error is not None:
-            error, text = decision.error
+        asked = (decider.decide(name, "column", plain=False) for name in planned.asks)
+        for error, text in (one.error for one in (*asked, decision) if one.error is not None):
             order = (CONSTRUCT, f"{position:08d}", "")
             first = names[0] if names else planned.prefix
             events.append(Event("fused-partly-listed", Outcome.CRASH, first, "", error, text, because, order))
@@ -409,15 +412,26 @@ def _simulate(
             events += split_module(module, subject.loadable, checks, numbers, ranks)
         events += load_module(module, subject.loadable, loader)
     events += judge_unplaced(subject, blueprint, modules, loader)
+    events += judge_accounted(subject, modules, loader, _pattern(block, "runs", version, numbers))
     events += judge_absent_shards(subject, engine, version, role)
     events += judge_absent_layers(blueprint, loader, numbers)
     events += judge_unwritten(events, modules, loader, resolved.method or "", numbers)
     if resolved.method is None:
         events += judge_unquantized(events, modules, engine, version)
-    judged = _verdict(role, tuple(built), events)
+    judged = _verdict(role, tuple(built), _as_seen(block, events))
     if unsure and judged.verdict is Verdict.LOADS:
         return replace(judged, verdict=Verdict.UNKNOWN, reason=UNSURE.replace("{module}", unsure[0]))
     return judged
+
+
+def _as_seen(block: Table, events: Sequence[Event]) -> Sequence[Event]:
+    """Return events with no tensor at errors that a class raises when it has gathered all tensors before."""
+    if not block.get("gathers"):
+        return events
+    late = (event.order[0] == LOAD and event.order[1].startswith(LAST) for event in events)
+    return [
+        replace(one, tensor="") if one.error and gathered else one for one, gathered in zip(events, late, strict=True)
+    ]
 
 
 def _is_there(planned: Planned, decider: Decider, method: str | None) -> bool:

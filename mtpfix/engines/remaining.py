@@ -6,9 +6,9 @@ Knows what a release does about each. Which modules there are, and what becomes 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import accumulate, chain
+from itertools import accumulate, chain, groupby, islice
 
 from mtpfix.engines import Engine
 from mtpfix.engines.blueprint import Blueprint, full_names
@@ -16,6 +16,9 @@ from mtpfix.engines.loading import (
     CACHE_SCALES,
     COMPLETE,
     CONSTRUCT,
+    FIRST,
+    LOAD,
+    Kind,
     Loader,
     Module,
     Unnamed,
@@ -29,7 +32,7 @@ from mtpfix.engines.loading import (
 from mtpfix.engines.subject import Subject
 from mtpfix.facts import Table
 from mtpfix.families import Numbers, fill
-from mtpfix.model import Event, Fault, Outcome, Role, Stored
+from mtpfix.model import Event, Fault, Outcome, Part, Role, Stored
 
 
 def judge_unplaced(
@@ -136,6 +139,53 @@ def _cut(name: str, fact: Table, paths: frozenset[str]) -> str:
     return name
 
 
+def judge_accounted(
+    subject: Subject, modules: Sequence[Module], loader: Loader, runs: re.Pattern[str] | None
+) -> Iterator[Event]:
+    """Yield what a class raises that keeps account of the parts of a module, where one of them never came.
+
+    A wrapper hands it what matches `runs` in runs, as the tensors follow each other, and it asks after each.
+    """
+    accounted = [module for module in modules if module.planned.accounted]
+    if not accounted:
+        return
+    if runs is None:
+        come = {name for name, item in subject.loadable.items() if _has_weight(item, loader)}
+        yield from islice(_unaccounted(accounted, come, (COMPLETE, " ", ""), ""), 1)
+        return
+    stream = sorted((shard_key(part.order[0]), part.order[1], name, item) for name, item, part in _parts(subject))
+    groups = [(inside, list(group)) for inside, group in groupby(stream, lambda one: runs.search(one[1]) is not None)]
+    for place, (inside, group) in enumerate(groups):
+        shard, last, *_ = group[-1]
+        following = groups[place + 1][1][0][1] if place + 1 < len(groups) else ""
+        come = {name for *_, name, item in group if _has_weight(item, loader)}
+        if inside:
+            yield from islice(_unaccounted(accounted, come, (LOAD, shard, last + FIRST), following), 1)
+
+
+def _parts(subject: Subject) -> Iterator[tuple[str, Stored, Part]]:
+    for name, item in subject.loadable.items():
+        yield from ((name, item, part) for part in item.parts.values())
+
+
+def _has_weight(item: Stored, loader: Loader) -> bool:
+    return any(suffix in item.parts and loader.looks_at(item.parts[suffix].order[1]) for suffix in ("weight", ""))
+
+
+def _unaccounted(
+    modules: Sequence[Module], come: set[str], order: tuple[int, str, str], tensor: str
+) -> Iterator[Event]:
+    for module in modules:
+        fact, places = module.planned.accounted, module.planned.places
+        missing = sorted(which for which, place in zip(fact["parts"], places, strict=True) if place.module not in come)
+        if missing:
+            text = fact["text"].replace("{name}", f"{module.planned.param}.weight").replace("{missing}", str(missing))
+            first = next(place.module for place in places if place.module not in come)
+            because = (*module.because, fact["source"])
+            kind: Kind = "layer-absent" if module.planned.absent else "weight-missing"
+            yield Event(kind, Outcome.CRASH, first, tensor, fact["does"], text, because, order)
+
+
 def judge_absent_shards(subject: Subject, engine: Engine, version: str, role: Role) -> Iterator[Event]:
     """Yield what an engine does when the index names files that are not there, or tensors that no file holds."""
     fact, source = engine.fact("index_shard_absent", version)
@@ -155,7 +205,10 @@ def judge_unquantized(
 ) -> Iterator[Event]:
     """Yield what an engine raises for parameters without a tensor where the model counts as unquantized."""
     fact, source = engine.fact("missing_parameters_unquantized", version)
-    begun = _begun({event.module for event in events if event.kind == "weight-missing"}, modules)
+    missing = {event.module for event in events if event.kind == "weight-missing"}
+    begun = _begun(modules, missing).union(
+        place.module for module in modules if module.planned.layer == "experts" for place in module.planned.places
+    )
     passed = _with_method(modules, fact.get("counted") if fact else None)
     absent = (event for event in events if event.kind == "layer-absent")
     unwritten = (event for event in events if event.kind == "weight-missing")
@@ -167,14 +220,14 @@ def judge_unquantized(
         yield Event(first.kind, Outcome.CRASH, first.module, "", fact["does"], text, (source,), order)
 
 
-def _begun(missing: Collection[str], modules: Sequence[Module]) -> frozenset[str]:
-    """Return the names whose parameter another part was copied into, so that nobody finds it missing."""
-    return frozenset(
-        place.module
+def _begun(modules: Sequence[Module], missing: set[str]) -> frozenset[str]:
+    """Return the names on disk of modules into whose parameter a part that is not `missing` was copied."""
+    shares = (
+        [place.module for place in module.planned.places if (place.slot == "w2") is second]
         for module in modules
-        for place in module.planned.places
-        if module.planned.layer == "experts" or not all(one.module in missing for one in module.planned.places)
+        for second in (False, True)
     )
+    return frozenset(name for share in shares if not missing.issuperset(share) for name in share)
 
 
 def _with_method(modules: Sequence[Module], counted: Sequence[str] | None) -> frozenset[str]:
@@ -215,7 +268,10 @@ def judge_absent_layers(blueprint: Blueprint, loader: Loader, numbers: Numbers) 
 def judge_unwritten(
     events: Sequence[Event], modules: Sequence[Module], loader: Loader, method: str, numbers: Numbers
 ) -> Iterator[Event]:
-    """Yield what a loader that counts its parameters raises where one stayed unwritten."""
+    """Yield what a loader that counts its parameters raises where one stayed unwritten.
+
+    A parameter counts as written where any part of it was.
+    """
     fact = loader.incomplete
     if fact["does"] == "silent" or (method and fact.get("unquantized")):
         return
@@ -227,7 +283,7 @@ def judge_unwritten(
         yield Event("class-broken", Outcome.CRASH, "", "", fact["does"], text, (fact.get("source", ""),), order)
         return
     silent = [event for event in events if event.outcome is Outcome.SILENT and event.order[0] == COMPLETE]
-    begun = _begun({event.module for event in silent}, [one for one in modules if one.planned.layer != "experts"])
+    begun = _begun(modules, {event.module for event in silent})
     for row in fact.get("of", (fact,)):
         counted = (event for event in silent if event.module not in begun)
         first = next((event for event in counted if re.search(row.get("names", ""), event.module)), None)

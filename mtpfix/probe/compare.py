@@ -77,7 +77,7 @@ def _formats(predicted: ModelPrediction, observed: Observation, *, by_path: bool
     built = {module.prefix: module.format for module in observed.modules}
     # torch's own linear layers, embeddings, and layers without lists may ask none: they are observed under their path
     unasked = {_leaf(module.prefix) for module in observed.modules if module.layer == "Linear"}
-    embeddings = {_last(module.prefix) for module in observed.modules if module.layer == "VocabParallelEmbedding"}
+    embeddings = {_last(module.prefix) for module in observed.modules if module.layer.endswith("Embedding")}
     unasked |= {_leaf(name.removesuffix(EXPERTS)) for name in built if name.endswith(EXPERTS)}
     unasked |= {_leaf(module.prefix) for module in observed.modules if module.layer == "FusedMoE"}
     expected = {module.prefix: module.format.value for module in predicted.built}

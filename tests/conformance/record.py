@@ -183,15 +183,19 @@ def record(release: str, wanted: Sequence[tuple[str, str]], folder: Path) -> Non
     answers = {family: golden(release, family) or {} for family in families}
     place = GOLDEN / release
     place.mkdir(parents=True, exist_ok=True)
+    whole = place / "release.json"
+    about: Answer = json.loads(whole.read_text(encoding="utf-8")) if whole.exists() else {}
     paths = [folder / family / variant for family, variant in wanted]
     for (family, variant), found in zip(wanted, ask(release, paths), strict=True):
         if "broken" in found:
             raise SystemExit(f"{family}/{variant}: {found['broken']}")
-        _write(place / "release.json", {key: found[key] for key in ABOUT if key in found})
+        patches = dict.fromkeys([*about.get("patches", ()), *found.get("patches", ())])  # some cases need more
+        about = {key: found[key] for key in ABOUT if key in found} | {"patches": list(patches)}
         if UNREADABLE in ((found.get("target") or {}).get("error") or {}).get("text", ""):
             answers.pop(family, None)
         elif "unsupported" not in found:
             answers[family][variant] = {role: digest(found[role], found.get("stand_ins", ())) for role in ROLES}
+    _write(whole, about)
     for family, known in answers.items():
         _write(place / f"{family}.json", merge({name: known[name] for name in VARIANTS if name in known}))
     sys.stdout.write(f"{release}: {len(wanted)} cases in {time.monotonic() - start:.0f} s\n")

@@ -57,7 +57,7 @@ SPOILT_FAMILIES: dict[str, tuple[Callable[[Table], object], str]] = {
     "bad layer class": (lambda table: first_module(table).update(layer="rows"), "'rows' is no layer class"),
     "no layer class": (lambda table: first_module(table).pop("layer"), "None is no layer class"),
     "gap": (
-        lambda table: draft(table).update(absent=[{"versions": f">={newest(table)}", "does": "silent"}]),
+        lambda table: draft(table).update(absent=[{"versions": f">{newest(table)}", "does": "silent"}]),
         "absent: no entry covers",
     ),
     "overlap": (

@@ -35,11 +35,13 @@ UNHEALABLE = {
     "published": {"step3p5"},
     "layer-arrays": {"step3p5"},
     "short-arrays": {"step3p5"},
-    "compressed-tensors": {"nemotron_h_omni", "nemotron_h_super_omni"},
+    "compressed-tensors": {"nemotron_h_omni", "nemotron_h_super_omni", "step5", "step5_vl"},
+    "missing": {"step5_vl"},
 }
 """Variants with families in which some releases have no loadable form: what they read is cut off by their own code.
 
-From vLLM 0.30 on Omni's draft has lost the block, and reads ModelOpt's file alone.
+From vLLM 0.30 on Omni's draft has lost the block, and reads ModelOpt's file alone. Step-5's experts have to lie in one
+tensor, and a branch in a file of its own parts its decoder's tensors, between which those of the tower then lie.
 """
 
 BEYOND = {"step3p5", "step3p7"}

@@ -808,9 +808,67 @@ no-mtp              -                 -
 """
 """The same for the two Intern-S2, which were made from Qwen3.5."""
 
+WITH_AN_ACCOUNT = """
+                    step5           step5_vl
+published           201             201
+excluded-glob       -               -
+excluded-exact      202             202
+excluded-engine     -               204
+nothing-excluded    201             201
+branch-nvfp4        202             201+202
+all-nvfp4           201+203         201+203
+missing             101             101
+config-only         -               -
+hf-quant-only       -               -
+mixed               -               -
+compressed-tensors  104+206         104+206
+packed-glue         203             203
+listed-packed       207             207
+branch-fp8          207             207
+o-proj-unlisted     201+202         201+202
+packed-head         -               -
+conflict            201+401         201+401
+no-input-scale      301             301
+weights-only        -               -
+fused-experts       .               .
+layer-arrays        .               .
+short-arrays        103+206         103+206
+no-mtp              -               -
+"""
+"""The same for Step-5, which keeps account of what it joins."""
+
+BEYOND_LISTS = """
+                    nemotron_parse
+published           -
+excluded-glob       202
+excluded-exact      202
+excluded-engine     202
+nothing-excluded    202
+branch-nvfp4        202+203+206
+all-nvfp4           202+203+206
+missing             .
+config-only         202
+hf-quant-only       202
+mixed               203
+compressed-tensors  202
+packed-glue         202+203+206
+listed-packed       202+203+206
+branch-fp8          202+203+206
+o-proj-unlisted     202
+packed-head         202
+conflict            202+401
+no-input-scale      202+301
+weights-only        202
+fused-experts       .
+layer-arrays        .
+short-arrays        .
+no-mtp              202
+"""
+"""The same for Nemotron Parse, whose class no list that names modules reaches in vLLM."""
+
 CELLS = cells(
     MATRIX, RENAMED, FURTHER, OTHERWISE_WRITTEN, RECENT, NEWER, NEWEST_FAMILIES, FROM_ELSEWHERE, ALONE,
-    BEHIND_A_WRAPPER, FROM_QWEN,
+    BEHIND_A_WRAPPER, FROM_QWEN, WITH_AN_ACCOUNT, BEYOND_LISTS,
 )  # fmt: skip
 SGLANG_CELLS = cells(IN_SGLANG, OLDER_IN_SGLANG, NEWER_IN_SGLANG, WRAPPED_IN_SGLANG)
 

@@ -33,6 +33,9 @@ RENAMED = {
 }
 """By model type: inner configurations that published classes call otherwise than config.json does."""
 
+INNER: dict[str, tuple[str, ...]] = {"nemotron_parse": ("decoder", "encoder")}
+"""By model type: keys of inner configurations that do not say so in their name; the first is the decoder's."""
+
 AS_WRITTEN = ("layer_types",)
 """Arrays that stay as long as they are written, also where the inner class cuts them off."""
 
@@ -46,7 +49,8 @@ def make_class(model_type: str, own: Callable[[str], Any]) -> type:
     def initialise(self: Any, **named: Any) -> None:
         inner = {}
         for key, value in list(named.items()):
-            if key.endswith("_config") and isinstance(value, dict) and "quant" not in key:
+            inside = (key.endswith("_config") and "quant" not in key) or key in INNER.get(model_type, ())
+            if inside and isinstance(value, dict):
                 named_there = ARCHITECTURES.get(model_type, {}).get(key)
                 inner[key] = inner_of({"architectures": [named_there], **value} if named_there else value, own)
                 for one in (name for name in AS_WRITTEN if name in value):
@@ -60,7 +64,7 @@ def make_class(model_type: str, own: Callable[[str], Any]) -> type:
         PretrainedConfig.__init__(self, **named)
 
     def get_text_config(self: Any, *_: Any, **__: Any) -> Any:
-        return getattr(self, "text_config", self)
+        return getattr(self, next(iter(INNER.get(model_type, ())), "text_config"), self)
 
     name = "".join(part.capitalize() for part in model_type.replace("-", "_").split("_")) + "StandIn"
     STAND_INS.add(name)

@@ -327,6 +327,37 @@ def stand_in_for_tokenizer(architectures: Sequence[str]) -> None:
             swap(place, "cached_tokenizer_from_config", lambda *_, **__: Tokenizer(), "no tokenizer is read")
 
 
+ASK_CAPABILITY = {"vllm.models.step5": ("vllm.models.step5.nvidia.sparse_attention", "vllm.models.step5.nvidia.model")}
+"""By the package of model classes: its modules that ask which GPU there is while they are built."""
+
+
+class Hopper:
+    """The engine's platform, which says that it is a GPU of compute capability 9.0 where it is asked for that alone."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self.real, attribute)
+
+    def get_device_capability(self, *_: Any, **__: Any) -> Any:
+        """Return the capability that every class here is built for."""
+        return importlib.import_module("vllm.platforms.interface").DeviceCapability(9, 0)
+
+
+def name_a_gpu(architectures: Sequence[str]) -> None:
+    """Tell the class of an architecture of a GPU where it refuses to be built without one of a certain kind."""
+    import torch
+
+    registry = importlib.import_module("vllm.model_executor.models.registry").ModelRegistry
+    for name in architectures:
+        for module in ASK_CAPABILITY.get(getattr(registry.models.get(name), "module_name", ""), ()):
+            place = importlib.import_module(module)
+            swap(place, "current_platform", Hopper(place.current_platform), "a GPU is named, and never run")
+            swap(place, "_shared_adapter", lambda _: Kernel(), "no attention kernel is prepared")
+            swap(torch.accelerator, "current_device_index", lambda: 0, "there is no accelerator")
+
+
 def choose_cpu() -> Any:
     """Choose the engine's CPU platform, whatever this machine or the engine's build has, and return its class."""
     platforms = importlib.import_module("vllm.platforms")

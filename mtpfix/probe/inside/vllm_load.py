@@ -23,7 +23,7 @@ from .configuration import STAND_INS, register
 from .hollow import Arena
 from .patches import note, swap, try_import
 from .reader import make_reader
-from .vllm_leaves import replace_leaves, stand_in_for_tokenizer
+from .vllm_leaves import name_a_gpu, replace_leaves, stand_in_for_tokenizer
 from .watch import Watch, answer, attempt, watch_writes
 
 ENVIRONMENT = {
@@ -59,16 +59,16 @@ PADDED = {
 """Endings of parameters with rows of padding, and the attribute of the module around them that counts those rows."""
 
 
-CONSTANT = ("vision_model.model.encoder.layers.", (".ls1", ".ls2"))
+CONSTANT = ("model.encoder.layers.", (".ls1", ".ls2"))
 """Beginning and endings of parameters of a RADIO tower that are one: its loader passes over all tensors for them."""
 
 
 def padded_rows(model: Any) -> dict[str, int]:
     """Return, by parameter, how many of its last rows no checkpoint has a tensor for."""
     found = {}
-    radio = type(getattr(model, "vision_model", None)).__name__ == "RadioModel"
+    radio = tuple(f"{name}.{CONSTANT[0]}" for name, one in model.named_modules() if type(one).__name__ == "RadioModel")
     for name, parameter in model.named_parameters():
-        if radio and name.startswith(CONSTANT[0]) and name.endswith(CONSTANT[1]):
+        if name.startswith(radio) and name.endswith(CONSTANT[1]):
             found[name] = int(parameter.shape[0])
         for ending, attribute in PADDED.items():
             if name.endswith(f".{ending}"):
@@ -317,6 +317,7 @@ def load(checkpoint: str, options: Any) -> dict[str, Any]:
             hooks.watch.phase = "configure"
             return {"target": answer(hooks.watch, again), "draft": None, "stand_ins": sorted(STAND_INS)}
     stand_in_for_tokenizer(architectures)
+    name_a_gpu(architectures)
     runner = options.runner or runner_for(configuration)
     with set_current_vllm_config(configuration):
         start_distributed(options.ranks, configuration)
