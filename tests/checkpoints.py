@@ -185,7 +185,7 @@ VARIANTS = {
             "fused-experts",
             "branch in BF16 with 3-D experts, listed by one glob",
             layout="fused",
-            families=("qwen3_5_moe",),
+            families=("qwen3_5_moe", "qwen3_5_moe_text"),
         ),
         Variant("layer-arrays", "per-layer arrays as long as all layers", arrays="whole", families=STEP),
         Variant("short-arrays", "per-layer arrays as long as the decoder", arrays="short", families=STEP),

@@ -435,6 +435,12 @@ def _qwen3_5(size: Size, *, moe: bool) -> Config:
     }
 
 
+def _qwen3_5_text(size: Size, *, moe: bool) -> Config:
+    """Return the configuration of a Qwen3.5 that was saved without its vision tower: that of its text model."""
+    name = "Qwen3_5MoeForCausalLM" if moe else "Qwen3_5ForCausalLM"
+    return {**_qwen3_5(size, moe=moe)["text_config"], "architectures": [name], "transformers_version": "5.10.1"}
+
+
 def _tiny_qwen(text: Config, *, moe: bool) -> Config:
     numbers: Config = {
         "head_dim": 64,
@@ -1177,6 +1183,23 @@ FAMILIES = {
             mtp_glob,
             ("each", "fused"),
             vision=("visual",),
+        ),
+        Family(
+            "qwen3_5_text",
+            "Qwen3.5 dense, text only",
+            lambda size: _qwen3_5_text(size, moe=False),
+            qwen,
+            mtp_glob,
+            asked=">=0.28",  # before, no draft was looked for beside it
+        ),
+        Family(
+            "qwen3_5_moe_text",
+            "Qwen3.5 MoE, text only",
+            lambda size: _qwen3_5_text(size, moe=True),
+            qwen,
+            mtp_glob,
+            ("each", "fused"),
+            asked=">=0.28",
         ),
         Family("qwen3_next", "Qwen3-Next, 80B-A3B", _qwen3_next, qwen, mtp_glob),
         Family("deepseek_v3", "DeepSeek-R1, 671B", _deepseek_v3, deepseek, layer_globs, head="head"),
