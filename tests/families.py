@@ -36,6 +36,7 @@ from tests.modules import (
 )  # fmt: skip
 from tests.newest_families import NEWEST
 from tests.omni_families import omni_families
+from tests.puzzle_families import puzzle_families
 from tests.qwen_modules import VISION, VISION_TINY, hybrid, linear_attention, vision_tower
 from tests.recent_families import RECENT
 from tests.sglang_families import SGLANG
@@ -1294,6 +1295,7 @@ FAMILIES = {
         *DRAFTERS,
         *SPARSE,
         *omni_families(_nemotron_h, nemotron),
+        *puzzle_families(_nemotron_h, _nemotron_layer),
     )
 }
 

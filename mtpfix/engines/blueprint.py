@@ -189,6 +189,7 @@ def _indices(templates: Sequence[str], numbers: Numbers, names: Names) -> Iterab
 def _modules(
     family: Family, group: Table, root: str, numbers: Numbers, index: int | None, names: Names, version: str
 ) -> Iterator[Planned]:
+    numbers = numbers.at(root)
     prefix = fill(pick(group.get("prefix", root), version), numbers, index)
     param = fill(pick(group.get("param", prefix), version), numbers, index)
     plain_for = pick(group.get("plain_for"), version) or ()

@@ -347,3 +347,24 @@ def test_a_part_is_missed_where_what_it_completes_is_there(tmp_path: Path) -> No
         draft = predicted(planned, tmp_path / f"{family}.{name}").draft
         assert draft.verdict is Verdict.SILENT
         assert [one.module for one in draft.events] == [name]
+
+
+def test_a_layer_with_numbers_of_its_own_is_held_to_them(tmp_path: Path) -> None:
+    gate = "model.layers.3.mixer.gate.weight"  # this layer has two experts, that before it four
+    found = predicted(changed("nemotron_h_puzzle", reshaped(gate, 4, 128)), tmp_path / "x").target
+    said = "param.shape=torch.Size([2, 128]) param.dtype=torch.bfloat16 loaded_weight.shape=torch.Size([4, 128])"
+    assert failure(found) == (f"AssertionError: {said} loaded_weight.dtype=torch.bfloat16", gate)
+    up = "mtp.layers.1.mixer.experts.0.up_proj.weight"
+    narrow = predicted(changed("nemotron_h_puzzle", reshaped(up, 32, 64)), tmp_path / "y", "0.5.16")
+    assert failure(narrow.draft) == ("RuntimeError: start (0) + length (64) exceeds dimension size (32).", up)
+    assert narrow.target.verdict is Verdict.LOADS
+    name = "model.layers.1.mixer.experts.{}.up_proj.weight"
+    lost = changed("nemotron_h_puzzle", renamed(name.format(3), name.format(7)))
+    assert predicted(lost, tmp_path / "z").target.verdict is Verdict.SILENT
+
+
+def test_nemotron_needs_a_list_in_the_second_file(tmp_path: Path) -> None:
+    mixed = plan("nemotron_h_puzzle", "mixed")
+    found = predicted(mixed, tmp_path / "x", "0.5.19")
+    assert failure(found.target) == failure(found.draft) == ("KeyError: 'exclude_modules'", None)
+    assert predicted(mixed, tmp_path / "y", "0.5.20").target.verdict is Verdict.LOADS
