@@ -368,3 +368,21 @@ def test_nemotron_needs_a_list_in_the_second_file(tmp_path: Path) -> None:
     found = predicted(mixed, tmp_path / "x", "0.5.19")
     assert failure(found.target) == failure(found.draft) == ("KeyError: 'exclude_modules'", None)
     assert predicted(mixed, tmp_path / "y", "0.5.20").target.verdict is Verdict.LOADS
+
+
+def test_the_fused_queries_of_mimo_are_copied_whole(tmp_path: Path) -> None:
+    name, fused = "model.layers.0.self_attn.qkv_proj.weight", {"attention_projection_layout": "fused_qkv"}
+    short = reshaped(name, 200, 128)
+    said = f"ValueError: qkv_proj weight {name}: unexpected shape (200, 128); expected fused (256, 128) or "
+    assert failure(predicted(changed("mimo_v2_pro", short), tmp_path / "x").target) == (
+        said + "sharded (256, 128)",
+        name,
+    )
+    planned = changed("mimo_v2_pro", short, fused)
+    said = "AssertionError: Attempted to load weight (torch.Size([200, 128])) into parameter (torch.Size([256, 128]))"
+    assert failure(predicted(planned, tmp_path / "y").target) == (said, name)
+    said = "ValueError: MiMoV2 fused qkv_proj checkpoint is TP=2-interleaved; got attention tp_size=1 while loading "
+    assert failure(predicted(planned, tmp_path / "y", "0.5.16").target) == (f"{said}{name}.", name)
+    narrow = changed("mimo_v2_pro", reshaped(name, 256, 64), fused)
+    said = f"ValueError: qkv_proj weight {name}: unexpected shape (256, 64); expected sharded (256, 128)"
+    assert failure(predicted(narrow, tmp_path / "z").target) == (said, name)
