@@ -185,7 +185,7 @@ VARIANTS = {
             "fused-experts",
             "branch in BF16 with 3-D experts, listed by one glob",
             layout="fused",
-            families=("qwen3_5_moe", "intern_s2_preview"),
+            families=("qwen3_5_moe", "qwen3_5_moe_text", "intern_s2_preview"),
         ),
         Variant("layer-arrays", "per-layer arrays as long as all layers", arrays="whole", families=STEP),
         Variant("short-arrays", "per-layer arrays as long as the decoder", arrays="short", families=(*STEP, *ARRAYED)),
@@ -207,7 +207,7 @@ def _specialise(family: Family, variant: Variant) -> Variant:
     if variant.name != "published":
         return variant
     match family.name:
-        case "nemotron_h":
+        case "nemotron_h" | "nemotron_h_puzzle":
             return replace(variant, dialect="mixed")
         case "step3p5":
             return replace(variant, lists="glob", arrays="whole")
@@ -231,7 +231,7 @@ def formats_of(family: Family, variant: Variant, config: Config, modules: Sequen
         if module.part == "branch":
             if _packed_in_branch(module, variant.branch):
                 formats[module.name] = "FP8_BLOCK" if variant.branch == "fp8" else "NVFP4"
-        elif family.name == "nemotron_h" and variant.dialect == "mixed":
+        elif family.name in ("nemotron_h", "nemotron_h_puzzle") and variant.dialect == "mixed":
             if (found := _nemotron_format(module.name, config)) is not None:
                 formats[module.name] = found
         elif module.kind is Kind.EXPERT and variant.experts == "plain":
@@ -274,12 +274,12 @@ NEMOTRON_NAMED = {"fc1_latent_proj": {1, 3, 5}, "fc2_latent_proj": {3}, "o_proj"
 
 
 def _nemotron_format(name: str, config: Config) -> str | None:
-    """Return how the published Nemotron checkpoint stores a module of the target."""
-    match = re.fullmatch(r"backbone\.layers\.(\d+)\.mixer\.(.+)", name)
+    """Return how the published Nemotron checkpoint stores a module of the target; of Puzzle no layer is left out."""
+    match = re.fullmatch(r"(?:backbone|model)\.layers\.(\d+)\.mixer\.(.+)", name)
     if match is None:
         return None
     layer, rest = int(match[1]), match[2]
-    whole = config["num_hidden_layers"] == 88
+    whole = config["num_hidden_layers"] == 88 and "block_configs" not in config
     if rest.startswith("experts."):
         return "NVFP4"
     if rest in NEMOTRON_LEFT_OUT:

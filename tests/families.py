@@ -38,6 +38,7 @@ from tests.modules import (
 from tests.newest_families import NEWEST
 from tests.omni_families import omni_families
 from tests.parse_families import PARSE
+from tests.puzzle_families import puzzle_families
 from tests.qwen_modules import VISION, VISION_TINY, hybrid, linear_attention, vision_tower
 from tests.recent_families import RECENT
 from tests.sglang_families import SGLANG
@@ -413,6 +414,12 @@ def _qwen3_5(size: Size, *, moe: bool) -> Config:
         "vision_end_token_id": 248054,
         "vision_start_token_id": 248053,
     }
+
+
+def _qwen3_5_text(size: Size, *, moe: bool) -> Config:
+    """Return the configuration of a Qwen3.5 that was saved without its vision tower: that of its text model."""
+    name = "Qwen3_5MoeForCausalLM" if moe else "Qwen3_5ForCausalLM"
+    return {**_qwen3_5(size, moe=moe)["text_config"], "architectures": [name], "transformers_version": "5.10.1"}
 
 
 def _tiny_qwen(text: Config, *, moe: bool) -> Config:
@@ -1165,6 +1172,23 @@ FAMILIES = {
             ("each", "fused"),
             vision=("visual",),
         ),
+        Family(
+            "qwen3_5_text",
+            "Qwen3.5 dense, text only",
+            lambda size: _qwen3_5_text(size, moe=False),
+            qwen,
+            mtp_glob,
+            asked=">=0.28",  # before, no draft was looked for beside it
+        ),
+        Family(
+            "qwen3_5_moe_text",
+            "Qwen3.5 MoE, text only",
+            lambda size: _qwen3_5_text(size, moe=True),
+            qwen,
+            mtp_glob,
+            ("each", "fused"),
+            asked=">=0.28",
+        ),
         Family("qwen3_next", "Qwen3-Next, 80B-A3B", _qwen3_next, qwen, mtp_glob),
         Family("deepseek_v3", "DeepSeek-R1, 671B", _deepseek_v3, deepseek, layer_globs, head="head"),
         Family("glm4_moe", "GLM-4.6, 355B", _glm4_moe, glm, layer_globs, head="head"),
@@ -1261,6 +1285,7 @@ FAMILIES = {
         *PARSE,
         *omni_families(_nemotron_h, nemotron),
         *intern_families(qwen, lambda size: _qwen3_5(size, moe=True)),
+        *puzzle_families(_nemotron_h, _nemotron_layer),
     )
 }
 

@@ -211,6 +211,7 @@ def _modules(
     version: str,
 ) -> Iterator[Planned]:
     index, layer = place
+    numbers = numbers.at(root)
     prefix = fill(pick(group.get("prefix", root), version), numbers, index)
     param = fill(pick(group.get("param", prefix), version), numbers, index)
     plain_for = pick(group.get("plain_for"), version) or ()

@@ -28,7 +28,8 @@ BLOCK_KEYS = {
     "role", "versions", "architectures", "class", "mappers", "packed", "lists", "takes", "skips", "unknown",
     "unknown_experts", "absent", "incomplete", "arrays", "group", "broken", "refuses", "cache_scales", "deferred",
     "splits", "layers", "decoder_layers", "experts", "runs", "gathers", "unpredicted", "unpredicted_reason",
-    "undescribed", "undescribed_reason", "unpredicted_when", "g_idx", "levels", "unshared", "source",
+    "undescribed", "undescribed_reason", "unpredicted_when", "g_idx", "levels", "unshared", "unlisted",
+    "source",
 }  # fmt: skip
 GROUP_KEYS = {
     "disk", "count", "prefix", "param", "modules", "versions", "when", "plain_for", "plain_unless_listed",
@@ -48,7 +49,7 @@ LAYERS = {
 }  # fmt: skip
 MAY_HAVE_GAPS = {
     "arrays", "broken", "decoder_layers", "deferred", "param", "partial_scalars", "prefix", "reads_weight", "refused",
-    "refuses", "unknown", "unpredicted", "unpredicted_when", "unshared",
+    "refuses", "unknown", "unlisted", "unpredicted", "unpredicted_when", "unshared",
 }  # fmt: skip
 """Facts that need not cover every release: absent means the default that docs/knowledge.md gives."""
 

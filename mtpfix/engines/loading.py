@@ -582,6 +582,9 @@ def _compare(
         "stored_rows": rows,
         **_missing_piece(sizes, rows),
         "stored_dtype": TORCH_DTYPES.get(part.dtype, part.dtype),
+        "built_tuple": expected,
+        "stored_tuple": actual,
+        "value": loader.shapes.numbers.value(row["key"]) if "key" in row and loader.shapes.numbers else None,
         "built_dtype": TORCH_DTYPES.get(parameter.dtypes[0], parameter.dtypes[0]),
     }
     crash = row["does"] == "crash" and not loader.lost

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from mtpfix.checkpoint.names import describe_names
+from mtpfix.checkpoint.quant import HF_QUANT_CONFIG
 from mtpfix.engines import Engine, load
 from mtpfix.engines.blueprint import Planned, draw, holds
 from mtpfix.engines.construction import construct_class, construct_module, look_at_weight, read_arrays
@@ -195,10 +196,13 @@ def _predict_role(
     for fact in block.get("unpredicted_when", ()):
         if covers(fact.get("versions", "*"), version) and holds(fact["when"], numbers, None):
             return _unpredicted(role, fact["reason"]), None
-    if resolved.error is not None:
-        error, text = resolved.error
+    refused, because = resolved.error, resolved.because
+    if refused is None and (fact := pick(block.get("unlisted"), version)) is not None and _is_unlisted(resolved):
+        refused, because = (fact["does"], fact["text"]), (*because, fact["source"])
+    if refused is not None:
+        error, text = refused
         order = (CONSTRUCT, "", "")
-        event = Event("declaration-refused", Outcome.CRASH, "", "", error, text, resolved.because, order)
+        event = Event("declaration-refused", Outcome.CRASH, "", "", error, text, because, order)
         earlier = [replace(one, order=order) for one in read_arrays(block, numbers, version, unset_first=True)]
         return _verdict(role, (), [*earlier, event]), None
     if not resolved.simulated:
@@ -221,6 +225,13 @@ def _predict_role(
         return _unpredicted(role, LEFT_OUT), lists
     decider = Decider(lists, engine, version, _packed(family, block, subject, engine, version))
     return _simulate(subject, engine, version, block, decider, role, resolved, ranks, target_built), lists
+
+
+def _is_unlisted(resolved: Resolved) -> bool:
+    """Return whether the obeyed block stands in a file of its own, and its inner one has no list."""
+    block = resolved.declaration
+    inner = block.raw.get("quantization") if block is not None and block.file == HF_QUANT_CONFIG else None
+    return isinstance(inner, Mapping) and "exclude_modules" not in inner
 
 
 def _lists(

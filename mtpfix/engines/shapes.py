@@ -47,7 +47,7 @@ class Shapes:
     def of(self, module: str) -> Mapping[str, Shape]:
         """Return the shapes of a module's tensors by their suffixes, by its name on disk; those that are known.
 
-        Modules whose names end alike share one mapping, unless their layers differ.
+        Modules whose names end alike share one mapping, unless their layers differ, or have numbers of their own.
         """
         found = self._known.get(module)
         if found is None:
@@ -62,20 +62,23 @@ class Shapes:
             _, dot, end = end.partition(".")
             if not dot:
                 return NOTHING
+        numbers = self.numbers.at(module) if self.numbers is not None else None
+        if numbers is not self.numbers:
+            return dict(self._shapes(end, None, numbers))
         ranged = any(row.when is not None for rows in self.rows[end].values() for row in rows)
         layer = _LAYER.search(module) if ranged else None
         index = int(layer[1]) if layer else None
         key = end if index is None else f"{index} {end}"
         if key not in self._shared:
-            self._shared[key] = dict(self._shapes(end, index))
+            self._shared[key] = dict(self._shapes(end, index, numbers))
         return self._shared[key]
 
-    def _shapes(self, end: str, index: int | None) -> Iterator[tuple[str, Shape]]:
-        if self.numbers is None:
+    def _shapes(self, end: str, index: int | None, numbers: Numbers | None) -> Iterator[tuple[str, Shape]]:
+        if numbers is None:
             return
         for suffix, rows in self.rows[end].items():
-            row = next((row for row in rows if holds(row.when, self.numbers, index)), None)
-            shape = evaluate(row.formula, self.numbers) if row is not None else None
+            row = next((row for row in rows if holds(row.when, numbers, index)), None)
+            shape = evaluate(row.formula, numbers) if row is not None else None
             if shape is not None:
                 yield suffix, shape
 

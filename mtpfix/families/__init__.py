@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,8 @@ class Numbers:
     """The numbers a family's templates use: decoder `layers` (N), `mtp` layers (K), and the object they stand in.
 
     `declared` is whether the configuration itself names the MTP layers, rather than the family's default; `experts`
-    how many each mixture has, 0 where the configuration does not say.
+    how many each mixture has, 0 where the configuration does not say, under the keys `counted`. `own` are the keys that
+    layers have for themselves, by the beginning of their names on disk, in the order of their numbers.
     """
 
     layers: int
@@ -81,6 +82,17 @@ class Numbers:
     decoder: Mapping[str, Any]
     config: Mapping[str, Any]
     experts: int = 0
+    counted: tuple[str, ...] = ()
+    own: tuple[tuple[str, tuple[Mapping[str, Any], ...]], ...] = ()
+
+    def at(self, name: str) -> Numbers:
+        """Return the numbers that hold for what has this name on disk: its layer's own before those of the decoder."""
+        for beginning, layers in self.own:
+            number = name.removeprefix(beginning).partition(".")[0] if name.startswith(beginning) else ""
+            if number.isdecimal() and int(number) < len(layers):
+                decoder = {**self.decoder, **layers[int(number)]}
+                return replace(self, decoder=decoder, experts=_number(self.counted, decoder, self.config) or 0)
+        return self
 
     def value(self, key: str) -> Any:
         """Return the value of a key of the decoder's object or, where it begins with `/`, of the whole configuration.
@@ -147,8 +159,22 @@ def read_numbers(family: Family, config: Mapping[str, Any]) -> Numbers:
         pattern = _first(facts["K_length"], decoder, config)
         found = found * len(pattern) if isinstance(pattern, (str, list)) else found
     default = facts.get("K_default", 0)
-    experts = _number(facts.get("E", ()), decoder, config)
-    return Numbers(layers or 0, default if found is None else found, found is not None, decoder, config, experts or 0)
+    counted = tuple(facts.get("E", ()))
+    experts = _number(counted, decoder, config) or 0
+    own = tuple(_own_numbers(facts.get("own", ()), decoder))
+    mtp = default if found is None else found
+    return Numbers(layers or 0, mtp, found is not None, decoder, config, experts, counted, own)
+
+
+def _own_numbers(
+    facts: Sequence[Table], decoder: Mapping[str, Any]
+) -> Iterator[tuple[str, tuple[Mapping[str, Any], ...]]]:
+    """Yield the keys that layers have for themselves, by the beginning of their names."""
+    for fact in facts:
+        listed = decoder.get(fact["key"])
+        if isinstance(listed, list) and listed:
+            layers = tuple(one if isinstance(one, Mapping) else {} for one in listed)
+            yield from ((beginning, layers) for beginning in fact["below"])
 
 
 def count_layers(config: Mapping[str, Any]) -> int:

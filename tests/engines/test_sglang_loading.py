@@ -347,3 +347,42 @@ def test_a_part_is_missed_where_what_it_completes_is_there(tmp_path: Path) -> No
         draft = predicted(planned, tmp_path / f"{family}.{name}").draft
         assert draft.verdict is Verdict.SILENT
         assert [one.module for one in draft.events] == [name]
+
+
+def test_a_layer_with_numbers_of_its_own_is_held_to_them(tmp_path: Path) -> None:
+    gate = "model.layers.3.mixer.gate.weight"  # this layer has two experts, that before it four
+    found = predicted(changed("nemotron_h_puzzle", reshaped(gate, 4, 128)), tmp_path / "x").target
+    said = "param.shape=torch.Size([2, 128]) param.dtype=torch.bfloat16 loaded_weight.shape=torch.Size([4, 128])"
+    assert failure(found) == (f"AssertionError: {said} loaded_weight.dtype=torch.bfloat16", gate)
+    up = "mtp.layers.1.mixer.experts.0.up_proj.weight"
+    narrow = predicted(changed("nemotron_h_puzzle", reshaped(up, 32, 64)), tmp_path / "y", "0.5.16")
+    assert failure(narrow.draft) == ("RuntimeError: start (0) + length (64) exceeds dimension size (32).", up)
+    assert narrow.target.verdict is Verdict.LOADS
+    name = "model.layers.1.mixer.experts.{}.up_proj.weight"
+    lost = changed("nemotron_h_puzzle", renamed(name.format(3), name.format(7)))
+    assert predicted(lost, tmp_path / "z").target.verdict is Verdict.SILENT
+
+
+def test_nemotron_needs_a_list_in_the_second_file(tmp_path: Path) -> None:
+    mixed = plan("nemotron_h_puzzle", "mixed")
+    found = predicted(mixed, tmp_path / "x", "0.5.19")
+    assert failure(found.target) == failure(found.draft) == ("KeyError: 'exclude_modules'", None)
+    assert predicted(mixed, tmp_path / "y", "0.5.20").target.verdict is Verdict.LOADS
+
+
+def test_the_fused_queries_of_mimo_are_copied_whole(tmp_path: Path) -> None:
+    name, fused = "model.layers.0.self_attn.qkv_proj.weight", {"attention_projection_layout": "fused_qkv"}
+    short = reshaped(name, 200, 128)
+    said = f"ValueError: qkv_proj weight {name}: unexpected shape (200, 128); expected fused (256, 128) or "
+    assert failure(predicted(changed("mimo_v2_pro", short), tmp_path / "x").target) == (
+        said + "sharded (256, 128)",
+        name,
+    )
+    planned = changed("mimo_v2_pro", short, fused)
+    said = "AssertionError: Attempted to load weight (torch.Size([200, 128])) into parameter (torch.Size([256, 128]))"
+    assert failure(predicted(planned, tmp_path / "y").target) == (said, name)
+    said = "ValueError: MiMoV2 fused qkv_proj checkpoint is TP=2-interleaved; got attention tp_size=1 while loading "
+    assert failure(predicted(planned, tmp_path / "y", "0.5.16").target) == (f"{said}{name}.", name)
+    narrow = changed("mimo_v2_pro", reshaped(name, 256, 64), fused)
+    said = f"ValueError: qkv_proj weight {name}: unexpected shape (256, 64); expected sharded (256, 128)"
+    assert failure(predicted(narrow, tmp_path / "z").target) == (said, name)

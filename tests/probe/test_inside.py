@@ -292,3 +292,21 @@ def test_drafts_that_are_loaded_one_by_one_are_told_as_one() -> None:
     assert (found["verdict"], found["unwritten"], found["untaken"]) == ("silent", ["x"], ["b"])
     assert joined([first, draft("fails", [], [])])["verdict"] == "fails"
     assert joined([first]) is first
+
+
+LAYERED = """
+from mtpfix.probe.inside.configuration import LAYERED, of_blocks
+blocks = [{"block_type": "mamba"}, {"block_type": "moe", "n_routed_experts": 4}]
+branch = [{"block_type": "attention"}, {"block_type": "moe", "n_routed_experts": 2}]
+known = LAYERED["nemotron_h_puzzle"]
+print(of_blocks({"block_configs": blocks, "mtp_block_configs": branch}, known))
+print(of_blocks({"block_configs": None}, known))
+"""
+
+
+def test_what_published_classes_make_of_the_keys_of_each_layer_is_made_of_them() -> None:
+    done = subprocess.run([sys.executable, "-c", LAYERED], check=True, capture_output=True, text=True, timeout=60)
+    assert [ast.literal_eval(line) for line in done.stdout.splitlines()] == [
+        {"hybrid_override_pattern": "ME", "mtp_hybrid_override_pattern": "*E", "mtp_n_routed_experts": 2},
+        {},
+    ]

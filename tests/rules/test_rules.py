@@ -721,6 +721,35 @@ no-mtp              206             206
 """The same for Nemotron-H with images: its draft reads hf_quant_config.json alone, and without a branch the norm behind
 the tower, which comes with it, is one too many."""
 
+TEXT_AND_PUZZLE = """
+                    qwen3_5_text  qwen3_5_moe_text  nemotron_h_puzzle
+published           -             -                 -
+excluded-glob       -             -                 -
+excluded-exact      -             -                 -
+excluded-engine     -             -                 -
+nothing-excluded    201           201               201
+branch-nvfp4        -             -                 -
+all-nvfp4           203           203               -
+missing             101           101               101
+config-only         -             -                 -
+hf-quant-only       -             -                 -
+mixed               -             -                 -
+compressed-tensors  -             -                 -
+packed-glue         203           203               207
+listed-packed       207           207               207
+branch-fp8          207           207               207
+o-proj-unlisted     201           201               201
+packed-head         -             -                 -
+conflict            201+401       201+401           201+401
+no-input-scale      301           301               301
+weights-only        -             -                 -
+fused-experts       .             -                 .
+layer-arrays        .             .                 .
+short-arrays        .             .                 .
+no-mtp              -             -                 -
+"""
+"""The same for Qwen3.5 without its tower, and for Nemotron-H whose layers have numbers of their own."""
+
 NEWER_IN_SGLANG = """
                     bailing_v3_even gigachat35      gigachat35_sparse iquest_q1
 published           202+301         202             202               -
@@ -868,7 +897,7 @@ no-mtp              202
 
 CELLS = cells(
     MATRIX, RENAMED, FURTHER, OTHERWISE_WRITTEN, RECENT, NEWER, NEWEST_FAMILIES, FROM_ELSEWHERE, ALONE,
-    BEHIND_A_WRAPPER, FROM_QWEN, WITH_AN_ACCOUNT, BEYOND_LISTS,
+    BEHIND_A_WRAPPER, FROM_QWEN, WITH_AN_ACCOUNT, BEYOND_LISTS, TEXT_AND_PUZZLE,
 )  # fmt: skip
 SGLANG_CELLS = cells(IN_SGLANG, OLDER_IN_SGLANG, NEWER_IN_SGLANG, WRAPPED_IN_SGLANG)
 

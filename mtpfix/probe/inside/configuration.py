@@ -6,6 +6,7 @@ computed is missing from it, so an error that names one says nothing of the chec
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,20 @@ DERIVED: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
     },
 }
 """By model type: attributes that published classes make of the letters of a text, and what each letter stands for."""
+
+LAYERED: dict[str, dict[str, Any]] = {
+    "nemotron_h_puzzle": {
+        "arrays": {"block_configs": "hybrid_override_pattern", "mtp_block_configs": "mtp_hybrid_override_pattern"},
+        "letters": {"mamba": "M", "moe": "E", "attention": "*", "mlp": "-"},
+        "most": {"mtp_n_routed_experts": ("mtp_block_configs", "n_routed_experts")},
+        "method": "get_nemotron_h_config_for_layer",
+    },
+}
+"""By model type: arrays with the keys of each layer, those of a branch last, and what published classes make of them.
+
+`arrays` names the text that each becomes, by the letter of each `block_type`; `most` are attributes that are the
+highest value of a key in an array; `method` returns the configuration with the keys of one layer in place of its own.
+"""
 
 ARCHITECTURES: dict[str, dict[str, str]] = {"step3p7": {"text_config": "Step3p5ForCausalLM"}}
 """By model type: inner configurations, and the architecture that published classes give them."""
@@ -44,7 +59,7 @@ def make_class(model_type: str, own: Callable[[str], Any]) -> type:
     """Return a configuration class for a model type; `own` finds the engine's class of an inner one, or None."""
     from transformers import PretrainedConfig
 
-    derived = DERIVED.get(model_type, {})
+    derived, layered = DERIVED.get(model_type, {}), LAYERED.get(model_type, {})
 
     def initialise(self: Any, **named: Any) -> None:
         inner = {}
@@ -59,6 +74,8 @@ def make_class(model_type: str, own: Callable[[str], Any]) -> type:
         for name, (source, letters) in derived.items():
             if name not in named and isinstance(named.get(source), str):
                 named[name] = [letters.get(letter, letter) for letter in named[source]]
+        if layered:
+            named |= of_blocks(named, layered)
         for key, value in inner.items():
             setattr(self, RENAMED.get(model_type, {}).get(key, key), value)
         PretrainedConfig.__init__(self, **named)
@@ -66,10 +83,31 @@ def make_class(model_type: str, own: Callable[[str], Any]) -> type:
     def get_text_config(self: Any, *_: Any, **__: Any) -> Any:
         return getattr(self, next(iter(INNER.get(model_type, ())), "text_config"), self)
 
+    def of_layer(self: Any, index: int) -> Any:
+        found = copy.copy(self)
+        every = [block for array in layered["arrays"] for block in getattr(self, array, None) or ()]
+        for key, value in every[index].items():
+            setattr(found, key, value)
+        return found
+
     name = "".join(part.capitalize() for part in model_type.replace("-", "_").split("_")) + "StandIn"
     STAND_INS.add(name)
     body = {"__init__": initialise, "get_text_config": get_text_config, "model_type": model_type}
+    if layered:
+        body[layered["method"]] = of_layer
     return type(name, (PretrainedConfig,), body)
+
+
+def of_blocks(named: dict[str, Any], layered: dict[str, Any]) -> dict[str, Any]:
+    """Return what published classes make of arrays with the keys of each layer."""
+    found: dict[str, Any] = {}
+    for array, text in layered["arrays"].items():
+        if blocks := named.get(array):
+            found[text] = "".join(layered["letters"].get(block["block_type"], "?") for block in blocks)
+    for name, (array, key) in layered["most"].items():
+        if blocks := named.get(array):
+            found[name] = max(block.get(key, 0) for block in blocks)
+    return found
 
 
 def inner_of(values: dict[str, Any], own: Callable[[str], Any]) -> Any:
