@@ -571,3 +571,7 @@ class Report:
                 f"{self.checkpoint.ref}: {first.rule} {first.name} at {first.module}: {first.message}{more}",
                 "run `mtpfix scan` on it to see every finding and its repair",
             )
+
+
+DIGITS = 9
+"""How many digits the number of a layer or an expert may have: Python refuses to read numbers of thousands."""

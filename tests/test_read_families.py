@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 
 from mtpfix import scan
+from mtpfix.engines import load
 from mtpfix.model import Confidence, Format, ModelPrediction, Verdict
 from tests import checkpoints
 from tests.checkpoints import Tensor, build, flat, plan, write_shard
+from tests.families import FAMILIES
 
 HIDDEN, WIDTH, WORDS = 64, 32, 128
 
@@ -314,3 +317,26 @@ def test_a_merger_of_glm_ocr_whose_width_is_not_told_is_not_predicted_where_it_i
         (row,) = scan(tmp_path / "c", engines=[f"sglang=={release}"]).engines
         assert (row.prediction.target.verdict is not Verdict.UNKNOWN) is known
     assert "projection_intermediate_size" in (row.prediction.target.reason or "")
+
+
+NUMBER_OF_THOUSANDS_OF_DIGITS = "9" * 5000  # int() refuses it
+LAYERED = ("nemotron_h_puzzle", "step3p5", "step5")
+"""Families with numbers of single layers in their configuration."""
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=() if name in LAYERED else pytest.mark.slow) for name in FAMILIES],
+)
+def test_a_number_that_python_refuses_to_read_is_no_layers(family: str, tmp_path: Path) -> None:
+    known = plan(family, "published")
+    number = re.compile(r"(layers|blocks|experts)\.\d+")
+    firsts = [group[0] for group in known.groups if group]
+    made = [replace(one, name=number.sub(rf"\1.{NUMBER_OF_THOUSANDS_OF_DIGITS}", one.name, 1)) for one in firsts]
+    made.append(replace(firsts[0], name=f"model.layers.{NUMBER_OF_THOUSANDS_OF_DIGITS}.weight"))
+    hostile = {tensor.name: tensor for tensor in made if NUMBER_OF_THOUSANDS_OF_DIGITS in tensor.name}
+    config = {**known.config, "moe_layers_enum": NUMBER_OF_THOUSANDS_OF_DIGITS}
+    groups = ((*known.groups[0], *hostile.values()), *known.groups[1:])
+    checkpoints.write(tmp_path, replace(known, config=config, groups=groups))
+    report = scan(tmp_path, engines=[f"{name}=={load(name).releases[-1]}" for name in ("vllm", "sglang")])
+    assert report.checkpoint.tensor_count == sum(map(len, known.groups)) + len(hostile)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from mtpfix.checkpoint.ref import shown
 from mtpfix.errors import FormatError
-from mtpfix.model import EXPERT, Tensor
+from mtpfix.model import DIGITS, EXPERT, Tensor
 
 _compiled: ModuleType | None
 try:
@@ -70,7 +70,7 @@ _FIELDS = dict.fromkeys(("dtype", "shape", "data_offsets"))
 _METADATA = "__metadata__"
 _LARGEST = 2**64 - 1
 _DEEPEST = 125  # serde_json allows 127 levels; the header and the tensor are two of them
-_EXPERT = re.compile(r"(.*\.experts\.)(0|[1-9][0-9]{0,8})(\..*)", re.DOTALL)
+_EXPERT = re.compile(rf"(.*\.experts\.)(0|[1-9][0-9]{{0,{DIGITS - 1}}})(\..*)", re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _DAMAGED = "the file is damaged, cut short or still being written: download it again, or write it anew"
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mtpfix.model import EXPERT
+from mtpfix.model import DIGITS, EXPERT
 
 CACHE_SCALES = frozenset(
     {"k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "output_scale", "k_zero_point", "v_zero_point"}
@@ -35,7 +35,7 @@ _FLAT = frozenset({*SCALES, "blocks", "bias", "weight_packed"})  # gpt-oss: gate
 _FLAT_AFTER = "_proj_"
 _BITSANDBYTES = frozenset({"absmax", "quant_map", "nested_absmax", "nested_quant_map"})
 _DIGITS = re.compile(r"([0-9]+)")
-_NUMBER = re.compile(r"(?:0|[1-9][0-9]{0,8})\Z")
+_NUMBER = re.compile(rf"(?:0|[1-9][0-9]{{0,{DIGITS - 1}}})\Z")
 _COMPONENTS = 32  # longer names are left as they are
 _RUNS = 6  # runs of numbers, or words, that are spelt out between braces
 

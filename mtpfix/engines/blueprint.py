@@ -12,7 +12,7 @@ from typing import Any
 
 from mtpfix.facts import Table, covers, pick
 from mtpfix.families import Family, Numbers, count_of, fill
-from mtpfix.model import Stored
+from mtpfix.model import DIGITS, Stored
 
 SLOTS = ("w1", "w3", "w13", "w2")
 
@@ -147,7 +147,7 @@ class Names:
 
     def numbers_at(self, template: str) -> list[int]:
         """Return every number found on disk where a template says `{v}`, ascending."""
-        pattern = re.compile(re.escape(template).replace(re.escape("{v}"), r"(\d{1,6})"))
+        pattern = re.compile(re.escape(template).replace(re.escape("{v}"), rf"(\d{{1,{DIGITS}}})"))
         hits = (pattern.fullmatch(name) for name in (*self.beginnings, *self.stored))
         return sorted({int(hit.group(1)) for hit in hits if hit})
 
@@ -400,7 +400,8 @@ def _at_layer(value: Any, index: int | None) -> Any:
 def _numbers_in(value: Any) -> Iterator[int]:
     """Yield the numbers of an array, or of a text with commas between them."""
     entries = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else ()
-    yield from (int(entry) for entry in entries if str(entry).strip().isdecimal())
+    texts = (str(entry).strip() for entry in entries)
+    yield from (int(text) for text in texts if text.isdecimal() and len(text) <= DIGITS)
 
 
 def _divides(size: Any, whole: Any) -> bool:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+from mtpfix.model import DIGITS
+
 Value = TypeVar("Value")
 Pair = tuple[str, str | None]
 Manner = Literal["all", "split", "paths", "expanded", "none"]
@@ -19,7 +21,7 @@ Manner = Literal["all", "split", "paths", "expanded", "none"]
 after which those below `language_model.` stand there without it as well; none."""
 
 WRAPPER = "language_model."
-LAYER = re.compile(r"(?<=\.layers\.)\d+")
+LAYER = re.compile(rf"(?<=\.layers\.)\d{{1,{DIGITS}}}(?!\d)")
 
 
 @dataclass(frozen=True, slots=True)

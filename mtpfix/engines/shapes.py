@@ -16,10 +16,11 @@ from typing import Any
 from mtpfix.checkpoint.names import split_name
 from mtpfix.engines.blueprint import Condition, holds
 from mtpfix.families import Family, Numbers, value_of
+from mtpfix.model import DIGITS
 
 Shape = tuple[int, ...]
 NOTHING: Mapping[str, Shape] = {}
-_LAYER = re.compile(r"(?:^|(?<!mtp)\.)layers\.(\d{1,6})(?:\.|$)")
+_LAYER = re.compile(rf"(?:^|(?<!mtp)\.)layers\.(\d{{1,{DIGITS}}})(?:\.|$)")
 """The number of a decoder layer; layers of a branch that counts its own are not those of the per-layer arrays."""
 
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mtpfix.facts import Table, covers, names_of, pick, read_table, read_text
+from mtpfix.model import DIGITS
 
 if TYPE_CHECKING:
     from mtpfix.checkpoint.index import Index
@@ -89,7 +90,7 @@ class Numbers:
         """Return the numbers that hold for what has this name on disk: its layer's own before those of the decoder."""
         for beginning, layers in self.own:
             number = name.removeprefix(beginning).partition(".")[0] if name.startswith(beginning) else ""
-            if number.isdecimal() and int(number) < len(layers):
+            if number.isdecimal() and len(number) <= DIGITS and int(number) < len(layers):
                 decoder = {**self.decoder, **layers[int(number)]}
                 return replace(self, decoder=decoder, experts=_number(self.counted, decoder, self.config) or 0)
         return self

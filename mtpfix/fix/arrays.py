@@ -13,9 +13,9 @@ from typing import Any
 from mtpfix.families import Numbers
 from mtpfix.fix.operations import CONFIG, Operation, set_value
 from mtpfix.fix.trial import Trial
-from mtpfix.model import ROLES, Stored
+from mtpfix.model import DIGITS, ROLES, Stored
 
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+_LAYER = re.compile(rf"layers\.(\d{{1,{DIGITS}}})\.(.+)")
 Shapes = dict[str, tuple[int, ...]]
 
 

@@ -17,7 +17,7 @@ from mtpfix.checkpoint.names import split_name
 from mtpfix.errors import FormatError
 from mtpfix.fix.changes import NewTensor
 from mtpfix.fix.preview import belongs
-from mtpfix.model import EXPERT, Checkpoint
+from mtpfix.model import DIGITS, EXPERT, Checkpoint
 
 CHUNK = 1 << 24  # bytes of a copied tensor held at once
 
@@ -134,4 +134,5 @@ def _number(name: str, pattern: tuple[str, str, str]) -> int | None:
     if not found or not name.startswith(before):
         return None
     digits = name[len(before) :].partition(".")[0]
-    return int(digits) if digits.isdecimal() and name[len(before) + len(digits) :].startswith(after) else None
+    known = digits.isdecimal() and len(digits) <= DIGITS and name[len(before) + len(digits) :].startswith(after)
+    return int(digits) if known else None

@@ -24,7 +24,7 @@ from mtpfix.fix.repairs.repair import Repair, Way, Wishes, made
 from mtpfix.fix.repairs.scales import add_input_scales, share_scales, weight_only
 from mtpfix.fix.repairs.weights import drop_unknown
 from mtpfix.fix.trial import Trial
-from mtpfix.model import ROLES, Finding, Fix, Operation, Role, Stored
+from mtpfix.model import DIGITS, ROLES, Finding, Fix, Operation, Role, Stored
 from mtpfix.rules.context import Context, occurrences
 
 ANYTHING = Wishes(unsafe=True)
@@ -191,7 +191,7 @@ def _layer_elements(context: Context) -> int:
     return sum(resembling.values())
 
 
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+_LAYER = re.compile(rf"layers\.(\d{{1,{DIGITS}}})\.(.+)")
 
 
 def _branch_parts(context: Context) -> set[str]:

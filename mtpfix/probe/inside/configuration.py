@@ -103,7 +103,7 @@ def of_blocks(named: dict[str, Any], layered: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for array, text in layered["arrays"].items():
         if blocks := named.get(array):
-            found[text] = "".join(layered["letters"].get(block["block_type"], "?") for block in blocks)
+            found[text] = "".join(layered["letters"].get(block.get("block_type"), "?") for block in blocks)
     for name, (array, key) in layered["most"].items():
         if blocks := named.get(array):
             found[name] = max(block.get(key, 0) for block in blocks)
