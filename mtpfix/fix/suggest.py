@@ -44,7 +44,7 @@ def suggest(context: Context, findings: Sequence[Finding]) -> tuple[Finding, ...
         elif found.rule == "MTP207":
             key = ("quantized-into-plain", found.role)
             if key not in entries:
-                entries[key] = tuple(_tried(trial, relist))
+                entries[key] = tuple(_tried(trial, relist, key[0]))
             fixes = (*entries[key], *_dequantize(context, found))
         elif found.rule in _WAYS:
             fixes = tuple(fix for way in _WAYS[found.rule] for fix in _tried(trial, way))
@@ -58,12 +58,22 @@ LISTED = {"MTP201": "plain-into-quantized", "MTP202": "plain-into-quantized", "M
 """Rules whose findings list entries mend, with the kind of event: one set of entries serves a whole model."""
 
 
-def _tried(trial: Trial, way: Way) -> Iterator[Fix]:
-    """Yield the repairs of a way that help: judged releases fail less, or the files alone were at fault."""
+def _tried(trial: Trial, way: Way, kind: str = "") -> Iterator[Fix]:
+    """Yield the repairs of a way that help: judged releases fail less, or the files alone were at fault.
+
+    Where events of a `kind` remain, the title says in which releases.
+    """
     for repair in way(trial, ANYTHING):
         after = trial.plus(repair.operations)
         if after.gain(trial) or (way in FILES and not after.bad - trial.bad):
-            yield fix_of(repair)
+            rest = sorted({bad[0] for bad in after.bad if bad[3] == kind})
+            yield fix_of(replace(repair, title=repair.title + _still(rest)))
+
+
+def _still(rest: Sequence[str]) -> str:
+    """Return how a title ends where some releases fail still."""
+    more = f" and {len(rest) - 1} more releases" if len(rest) > 1 else ""
+    return f" (still fails in {rest[0]}{more})" if rest else ""
 
 
 def fix_of(repair: Repair) -> Fix:
@@ -75,10 +85,7 @@ def _exclude(trial: Trial, kind: str, role: Role | None) -> Iterator[Fix]:
     """Offer the fewest entries that make every release concerned build the modules of one model plain."""
     found = find_entries(trial, role, (kind,))
     if found is not None:
-        title = entries_title(trial.context.checkpoint, found.entries)
-        rest = sorted({bad[0] for bad in found.rest})
-        if rest:
-            title += f" (still fails in {rest[0]}" + (f" and {len(rest) - 1} more releases)" if len(rest) > 1 else ")")
+        title = entries_title(trial.context.checkpoint, found.entries) + _still(sorted({bad[0] for bad in found.rest}))
         yield fix_of(made(trial, found.trial, title, safe=True))
 
 
