@@ -127,13 +127,16 @@ def make(release: str, *extra: str) -> Path:
 
 
 def main() -> None:
-    """Make the environments of the releases on the command line."""
+    """Make the environments of the releases on the command line, and unpack wheels of SGLang."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.environment", description=main.__doc__)
     parser.add_argument("releases", nargs="+")
+    parser.add_argument("--sglang", action="append", default=[], help="a release of SGLang to unpack")
     parser.add_argument("--with", dest="extra", action="append", default=[], help="a further requirement")
     options = parser.parse_args()
     for release in options.releases:
         sys.stdout.write(f"{make(release, *options.extra)}\n")
+    for release in options.sglang:
+        sys.stdout.write(f"{unpacked(release)}\n")
 
 
 if __name__ == "__main__":
