@@ -908,18 +908,21 @@ def test_the_matrix_names_every_checkpoint_there_is() -> None:
     assert {family for family, _ in (*CELLS, *SGLANG_CELLS)} == set(FAMILIES)
 
 
-@pytest.mark.parametrize(("family", "variant"), SGLANG_CELLS)
-def test_the_newest_sglang_has_exactly_these_faults(family: str, variant: str, fixtures: Fixtures) -> None:
-    report = scan(fixtures(family, variant), engines=[f"sglang=={load('sglang').releases[-1]}"])
-    assert grave(report) == SGLANG_CELLS[family, variant]
-
-
 TELLING = ("published", "nothing-excluded", "branch-nvfp4", "all-nvfp4", "missing", "compressed-tensors", "conflict")
 """The variants that every family is judged with every time; most others are like one of them where lists are read."""
 
 
 def is_slow(family: str, variant: str) -> bool:
     return family in LIKE_ANOTHER or (family not in EVERY_TIME and variant not in TELLING)
+
+
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [pytest.param(*cell, marks=pytest.mark.slow if is_slow(*cell) else ()) for cell in SGLANG_CELLS],
+)
+def test_the_newest_sglang_has_exactly_these_faults(family: str, variant: str, fixtures: Fixtures) -> None:
+    report = scan(fixtures(family, variant), engines=[f"sglang=={load('sglang').releases[-1]}"])
+    assert grave(report) == SGLANG_CELLS[family, variant]
 
 
 @pytest.mark.parametrize(
@@ -939,7 +942,13 @@ def test_the_newest_release_has_exactly_these_faults(family: str, variant: str, 
 # ------------------------------------------------------------------------------------------ silence, and the files
 
 
-@pytest.mark.parametrize("family", sorted({*VARIANTS["no-mtp"].families} - {*LIKE_ANOTHER}))
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in EVERY_TIME else pytest.mark.slow)
+        for family in sorted({*VARIANTS["no-mtp"].families} - {*LIKE_ANOTHER})
+    ],
+)
 def test_a_model_without_mtp_has_no_findings_in_any_release(family: str, fixtures: Fixtures) -> None:
     report = scan(fixtures(family, "no-mtp"))
     drafts = {row.prediction.draft.verdict for row in report.engines}
